@@ -1,0 +1,94 @@
+"""Strict JSON reading: bounded size, UTF-8, no repeated keys, no NaN, errors with a position."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+
+def read_regular_file(path: Path, *, limit: int, error: type[ValueError]) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes; anything else raises `error`.
+
+    The kind of file is checked before it is opened, so that a FIFO cannot block the caller.
+    """
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise error(f"{path}: expected a regular file, got {file_kind(info.st_mode)}")
+        if info.st_size > limit:
+            raise error(f"{path}: {info.st_size} bytes, expected at most {limit}; not read")
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        kind = "a dangling link" if path.is_symlink() else "no such file"
+        raise error(f"{path}: {kind}; expected a file. Check the folder's content") from exc
+    except OSError as exc:
+        raise error(f"{path}: cannot be read ({exc.strerror}); check the path and its mode") from exc
+
+
+def file_kind(mode: int) -> str:
+    """An English name of a file type other than a regular one, from ``st_mode``."""
+    kinds = (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISBLK, "a block device"),
+    )
+    return next((name for test, name in kinds if test(mode)), "a special file")
+
+
+def read_json_object(
+    path: Path, *, limit: int = 16 << 20, error: type[ValueError]
+) -> dict[str, Any]:
+    """The JSON object in `path`; raises `error` with line and column when it is not one."""
+    return parse_json_object(read_regular_file(path, limit=limit, error=error), path, error=error)
+
+
+def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) -> dict[str, Any]:
+    """Parse `raw` as one JSON object; `source` names it in errors."""
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise error(
+            f"{source}: line 1 column 1: starts with a UTF-8 byte order mark; "
+            "save the file as plain UTF-8"
+        )
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise error(
+            f"{source}: byte {exc.start}: not UTF-8 (0x{raw[exc.start]:02x}); expected JSON text"
+        ) from exc
+
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            key = next(k for k, _ in pairs if k in seen or seen.add(k))
+            position = text.rfind(json.dumps(key))
+            raise error(f"{source}: {_line_column(text, position)}: duplicate key {key!r}")
+        return result
+
+    def reject_constant(name: str) -> float:
+        position = text.find(name)
+        raise error(f"{source}: {_line_column(text, position)}: {name} is not JSON")
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=reject_duplicates, parse_constant=reject_constant
+        )
+    except json.JSONDecodeError as exc:
+        where = f"line {exc.lineno} column {exc.colno} (offset {exc.pos})"
+        raise error(f"{source}: {where}: not valid JSON: {exc.msg}") from exc
+    except RecursionError as exc:
+        raise error(f"{source}: offset 0: nested too deeply; expected a plain JSON object") from exc
+    if not isinstance(value, dict):
+        raise error(
+            f"{source}: line 1 column 1 (offset 0): holds a JSON {type(value).__name__}, "
+            "expected an object"
+        )
+    return value
+
+
+def _line_column(text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    return f"line {line} column {column}"
