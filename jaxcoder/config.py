@@ -256,15 +256,16 @@ def _problems(config: ModelConfig) -> list[str]:
             problems.append(f"{name} is {value!r}, expected a number above 0 and below 1")
     for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
         if not _is_number(value := getattr(config, name)) or not 0 <= value < 1:
-            problems.append(f"{name} is {value!r}, expected a number from 0 up to, not including, 1")
+            problems.append(
+                f"{name} is {value!r}, expected a number from 0 up to, not including, 1"
+            )
     if sizes_valid:
         special = [("bos_token_id", config.bos_token_id), ("pad_token_id", config.pad_token_id)]
         special += [("eos_token_id", token) for token in config.eos_token_ids]
         problems += [
             f"{name} is {value!r}, expected an id below vocab_size {config.vocab_size}"
             for name, value in special
-            if value is not None
-            and (type(value) is not int or not 0 <= value < config.vocab_size)
+            if value is not None and (type(value) is not int or not 0 <= value < config.vocab_size)
         ]
     if config.model_type == "gpt2" and config.multi_query:
         problems.append("multi_query is true, but model_type gpt2 has one key/value head per head")
@@ -368,5 +369,7 @@ def _merge_aliases(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
             continue
         value = merged.pop(alias)
         if merged.setdefault(name, value) != value:
-            raise ConfigError(f"{source}: {name} is {merged[name]!r} but its alias {alias} {value!r}")
+            raise ConfigError(
+                f"{source}: {name} is {merged[name]!r} but its alias {alias} {value!r}"
+            )
     return merged

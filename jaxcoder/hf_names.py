@@ -191,4 +191,3 @@ def _c_attn(config: ModelConfig, name: str, path: tuple[str, ...]) -> list[_Entr
             shape=(d, n_out), split=lambda a: split(a.T), join=lambda *leaves: join(*leaves).T
         )
     return [weight, entry("bias", (n_out,))]
-

@@ -1,28 +1,44 @@
 """Strict JSON reading: bounded size, UTF-8, no repeated keys, no NaN, errors with a position."""
 
+import contextlib
 import json
+import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def read_regular_file(path: Path, *, limit: int, error: type[ValueError]) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes; anything else raises `error`.
+    """The bytes of a regular file of at most `limit` bytes; anything else raises `error`."""
+    with open_regular_file(path, error=error) as (file, info):
+        if info.st_size > limit:
+            raise error(f"{path}: {info.st_size} bytes, expected at most {limit}; not read")
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_regular_file(
+    path: Path, *, error: type[ValueError]
+) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """A regular file, open for reading, and its status; anything else raises `error`.
 
     The kind of file is checked before it is opened, so that a FIFO cannot block the caller.
     """
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise error(f"{path}: expected a regular file, got {file_kind(info.st_mode)}")
-        if info.st_size > limit:
-            raise error(f"{path}: {info.st_size} bytes, expected at most {limit}; not read")
-        return path.read_bytes()
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise error(f"{path}: expected a regular file, got {file_kind(mode)}")
+        with path.open("rb") as file:
+            yield file, os.fstat(file.fileno())
     except FileNotFoundError as exc:
         kind = "a dangling link" if path.is_symlink() else "no such file"
         raise error(f"{path}: {kind}; expected a file. Check the folder's content") from exc
     except OSError as exc:
-        raise error(f"{path}: cannot be read ({exc.strerror}); check the path and its mode") from exc
+        raise error(
+            f"{path}: cannot be read ({exc.strerror}); check the path and its mode"
+        ) from exc
 
 
 def file_kind(mode: int) -> str:
@@ -63,12 +79,13 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
         if len(result) < len(pairs):
             seen: set[str] = set()
             key = next(k for k, _ in pairs if k in seen or seen.add(k))
-            position = text.rfind(json.dumps(key))
-            raise error(f"{source}: {_line_column(text, position)}: duplicate key {key!r}")
+            position = max(text.rfind(json.dumps(key)), 0)
+            raise error(f"{source}: {_line_column(text, position)}: duplicate key {shorten(key)}")
         return result
 
     def reject_constant(name: str) -> float:
-        position = text.find(name)
+        words = re.finditer(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b', text)
+        position = next(word.start() for word in words if word.group() == name)
         raise error(f"{source}: {_line_column(text, position)}: {name} is not JSON")
 
     try:
@@ -78,6 +95,10 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno} column {exc.colno} (offset {exc.pos})"
         raise error(f"{source}: {where}: not valid JSON: {exc.msg}") from exc
+    except error:
+        raise
+    except ValueError as exc:  # an integer of thousands of digits
+        raise error(f"{source}: {exc}; expected plain numbers") from exc
     except RecursionError as exc:
         raise error(f"{source}: offset 0: nested too deeply; expected a plain JSON object") from exc
     if not isinstance(value, dict):

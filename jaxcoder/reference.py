@@ -1,0 +1,111 @@
+"""The whole model once more in plain NumPy float64: the definition that everything is held against.
+
+It reads Hugging Face's tensors (canonical names, float64) by itself, so that the name table, the
+JAX model and this file can only agree by being right. Slow on purpose: no cache, no tricks.
+
+Letters: T tokens, S keys (= T), N query heads, K key/value heads, H head dim, D n_embd, F n_inner,
+V vocabulary.
+
+Source: transformers, ``modeling_gpt_bigcode.py`` and ``modeling_gpt2.py``; GELU arXiv:1606.08415.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import ModelConfig
+
+Array = np.ndarray
+
+
+class Forward(NamedTuple):
+    """What `forward` computed for one sequence."""
+
+    logits: Array
+    """[T, V]"""
+    residuals: list[Array]
+    """n_layer + 2 arrays [T, D]: the embedding, the stream after each block, the final norm."""
+
+
+def forward(tensors: Mapping[str, Array], config: ModelConfig, tokens: Array) -> Forward:
+    """Run `tokens` [T] through the model.
+
+    Args:
+      tensors: canonical Hugging Face tensors; computed in float64 whatever their dtype.
+      config: the model's shape.
+      tokens: ids [T], T ≤ n_positions.
+    """
+
+    def weight(name: str) -> Array:
+        return np.asarray(tensors[name], dtype=np.float64)
+
+    def linear(x: Array, name: str) -> Array:
+        w = weight(f"{name}.weight")
+        out_in = w.T if config.model_type == "gpt2" else w  # GPT-2 stores Conv1D weights [in, out]
+        return x @ out_in.T + weight(f"{name}.bias")
+
+    def layer_norm(x: Array, name: str) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred**2).mean(-1, keepdims=True)
+        normed = centred / np.sqrt(variance + config.layer_norm_epsilon)
+        return normed * weight(f"{name}.weight") + weight(f"{name}.bias")
+
+    if len(tokens) > config.n_positions:
+        raise ValueError(f"{len(tokens)} tokens, but the model has {config.n_positions} positions")
+    x = weight("transformer.wte.weight")[tokens] + weight("transformer.wpe.weight")[: len(tokens)]
+    residuals = [x]
+    for i in range(config.n_layer):
+        block = f"transformer.h.{i}"
+        q, k, v = split_heads(
+            linear(layer_norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn"), config
+        )
+        mixed = attention(q, k, v, config.attention_scale(i))
+        x = x + linear(mixed, f"{block}.attn.c_proj")
+        inner = gelu(linear(layer_norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"), config)
+        x = x + linear(inner, f"{block}.mlp.c_proj")
+        residuals.append(x)
+    x = layer_norm(x, "transformer.ln_f")
+    head = "transformer.wte.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return Forward(x @ weight(head).T, [*residuals, x])
+
+
+def split_heads(qkv: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
+    """The fused projection [T, (N + 2K)·H] as q [T, N, H] and k, v [T, K, H]."""
+    length, n, h = len(qkv), config.n_head, config.head_dim
+    if config.multi_query:  # [ all q | one k | one v ]
+        q, k, v = np.split(qkv, [n * h, (n + 1) * h], axis=-1)
+        return q.reshape(length, n, h), k.reshape(length, 1, h), v.reshape(length, 1, h)
+    if config.model_type == "gpt2":  # [ all q | all k | all v ]
+        q, k, v = np.split(qkv.reshape(length, 3, n, h), 3, axis=1)
+        return q[:, 0], k[:, 0], v[:, 0]
+    heads = qkv.reshape(length, n, 3, h)  # [ q k v ] of head 0, [ q k v ] of head 1, ...
+    return heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
+
+
+def attention(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """Causal softmax(scale · q kᵀ) v of q [T, N, H], k, v [S, K, H] -> [T, N·H]."""
+    length, n = q.shape[:2]
+    causal = np.tril(np.ones((length, length), dtype=bool))
+    mixed = np.empty_like(q)
+    for head in range(n):
+        kv_head = head if k.shape[1] == n else 0
+        scores = np.where(causal, scale * (q[:, head] @ k[:, kv_head].T), -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed[:, head] = (weights / weights.sum(-1, keepdims=True)) @ v[:, kv_head]
+    return mixed.reshape(length, -1)
+
+
+def gelu(x: Array, config: ModelConfig) -> Array:
+    """x·Φ(x): exact for "gelu", else the tanh approximation."""
+    if config.activation_function == "gelu":
+        erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float64)
+        return 0.5 * x * (1 + erf)
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def log_softmax(logits: Array) -> Array:
+    """Natural-log probabilities over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
