@@ -67,7 +67,7 @@ _IGNORED = frozenset(
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
     forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    """.split()
+    """.split()  # noqa: SIM905 (a list literal would be a line for each name)
 )
 
 _CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code")
