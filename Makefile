@@ -1,0 +1,120 @@
+# Each target does its own set-up in a virtual environment of the project; see `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+ACCEL ?= cpu
+PARITY ?=
+TORCH ?= torch
+BENCH ?= decode
+JAX_VERSION ?=
+FLAX_VERSION ?=
+EXTRA_PINS ?=
+PYTEST_ARGS ?=
+
+ifneq ($(words $(ACCEL)) $(filter $(ACCEL),cpu cuda12 cuda13 tpu),1 $(ACCEL))
+  $(error ACCEL is '$(ACCEL)', expected cpu, cuda12, cuda13 or tpu)
+endif
+ifneq ($(filter-out 0 1,$(PARITY)),)
+  $(error PARITY is '$(PARITY)', expected 1 (install torch, run the parity tests) or nothing)
+endif
+export PARITY
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+# Each requirement is quoted: `>` and `<` are the shell's otherwise.
+PINS := $(if $(JAX_VERSION),'jax==$(JAX_VERSION)' 'jaxlib==$(JAX_VERSION)') \
+        $(if $(FLAX_VERSION),'flax==$(FLAX_VERSION)') $(foreach pin,$(EXTRA_PINS),'$(pin)')
+BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-nightly lint format bench install clean FORCE
+
+help:
+	@echo "make demo          load a checkpoint, decode, compare; the first run installs, a few minutes"
+	@echo "make test          the test suite, on the CPU"
+	@echo "make test-nightly  the long tests: the exact 164M shape, long statistics"
+	@echo "make lint          ruff: rules and formatting, changes nothing"
+	@echo "make format        ruff: apply both"
+	@echo "make bench         one benchmark; BENCH=$(BENCH)"
+	@echo "make install       the package alone, into $(VENV)"
+	@echo "make clean         remove environments, caches and build outputs"
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)  ACCEL=$(ACCEL) (cpu cuda12 cuda13 tpu)"
+	@echo "  PARITY=1 installs torch and transformers and runs the parity tests too; TORCH is handed"
+	@echo "  to pip as it is: make test PARITY=1 TORCH=torch==2.13.0"
+	@echo "  JAX_VERSION, FLAX_VERSION, EXTRA_PINS (pip requirements) pin versions;"
+	@echo "  PYTEST_ARGS goes to pytest"
+
+demo: $(VENV)/base.stamp
+	@$(RUN) -m benchmarks.demo
+
+bench: $(VENV)/base.stamp
+	@$(RUN) -m benchmarks.$(BENCH)
+
+install: $(VENV)/base.stamp
+	@echo "jaxcoder is installed in $(VENV)"
+
+TEST_STAMPS := $(VENV)/test.stamp $(if $(filter 1,$(PARITY)),$(VENV)/parity.stamp)
+
+test: $(TEST_STAMPS)
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-nightly: $(TEST_STAMPS)
+	@$(RUN) -m pytest -m nightly $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+format: $(VENV)/dev.stamp
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+clean:
+	rm -rf .venv .venv-ci-* build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One line that names what is missing, or nothing. The interpreter prints its version and the
+# shell compares it, so that Python 2 gets its answer too.
+python_problem = $(strip $(shell \
+  version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+  case "$$version" in \
+    ("") echo "$(PYTHON) does not run; install Python 3.11 or newer \
+      (apt install python3 python3-venv) or name one: make PYTHON=/path/to/python3";; \
+    (3.1[1-9]|3.[2-9][0-9]|[4-9].*) \
+      $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+      echo "$(PYTHON) has no venv or ensurepip module; install it (apt install python3-venv)";; \
+    (*) echo "$(PYTHON) is Python $$version, expected 3.11 or newer; install one \
+      (apt install python3.11 python3.11-venv) and name it: make PYTHON=python3.11";; \
+  esac))
+
+# pip comes in a step of its own, and that step can be repeated: an interruption leaves no
+# environment without pip behind.
+$(RUN):
+	@$(if $(python_problem),$(error $(python_problem)))
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --without-pip $(VENV)
+
+# Holds the variables that decide what is installed: a change of one is an installation.
+export SETTINGS := $(BASE) $(PINS)
+$(VENV)/settings: FORCE | $(RUN)
+	@printf '%s\n' "$$SETTINGS" | cmp -s - $@ || printf '%s\n' "$$SETTINGS" > $@
+
+$(VENV)/base.stamp: pyproject.toml $(VENV)/settings
+	@echo "Installing jaxcoder and its libraries ($(ACCEL)) into $(VENV)"
+	@$(RUN) -m ensurepip >/dev/null
+	@$(PIP) --editable '$(BASE)' $(PINS)
+	@touch $@
+
+$(VENV)/test.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/base.stamp
+	@echo "Installing what '$*' needs into $(VENV)"
+	@$(PIP) --editable '.[$*]' $(PINS)
+	@touch $@
+
+# torch by itself first: a CPU build that TORCH names satisfies the extra, which names none.
+$(VENV)/parity.stamp: $(VENV)/test.stamp
+	@echo "Installing $(TORCH) and transformers into $(VENV)"
+	@$(PIP) $(foreach argument,$(TORCH),'$(argument)')
+	@$(PIP) --editable '.[parity]' $(PINS)
+	@touch $@

@@ -1,0 +1,166 @@
+"""What the wheel holds, and what `make` says on a machine that lacks something."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("jaxcoder", "conversion", "train", "benchmarks", "tests")
+SUBPACKAGE = "jaxcoder/planted_subpackage"
+
+
+def setuptools_major() -> int:
+    try:
+        return int(version("setuptools").partition(".")[0])
+    except PackageNotFoundError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of this tree and a planted sub-package, built without a network."""
+    if setuptools_major() < 77:
+        pytest.skip("setuptools>=77 is not installed; `make test` installs it")
+    tree = tmp_path_factory.mktemp("tree")
+    for package in PACKAGES:
+        if (PROJECT / package).is_dir():
+            shutil.copytree(
+                PROJECT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__")
+            )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (PROJECT / name).is_file():
+            shutil.copy(PROJECT / name, tree)
+    (tree / SUBPACKAGE).mkdir()
+    (tree / SUBPACKAGE / "__init__.py").touch()
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    result = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (path,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def wheel_file(wheel: zipfile.ZipFile, name: str) -> str:
+    (path,) = [path for path in wheel.namelist() if path.endswith(f".dist-info/{name}")]
+    return wheel.read(path).decode()
+
+
+def test_wheel_holds_the_library_alone(wheel: zipfile.ZipFile) -> None:
+    """Generic names like `train` in site-packages would collide with other projects'."""
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert tops == {"jaxcoder", f"jaxcoder-{project_version(wheel)}.dist-info"}
+
+
+def test_wheel_holds_all_of_the_library(wheel: zipfile.ZipFile) -> None:
+    """A sub-package is there too: `packages = ["jaxcoder"]` would leave it out silently."""
+    source = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "jaxcoder").rglob("*.py")}
+    expected = source | {"jaxcoder/py.typed", f"{SUBPACKAGE}/__init__.py"}
+    packed = {name for name in wheel.namelist() if name.startswith("jaxcoder/")}
+    assert expected <= packed
+    demo = {name for name in packed - expected if name.startswith("jaxcoder/demo/")}
+    assert packed - expected == demo
+
+
+def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
+    """Licence text and console script are there; PyTorch comes with the parity extra only."""
+    assert "Apache License" in wheel_file(wheel, "licenses/LICENSE")
+    assert "jaxcoder = jaxcoder.cli:main" in wheel_file(wheel, "entry_points.txt")
+    lines = wheel_file(wheel, "METADATA").splitlines()
+    assert "Requires-Python: >=3.11" in lines
+    requirements = [line for line in lines if line.startswith("Requires-Dist: ")]
+    assert any(line.startswith("Requires-Dist: jax") for line in requirements)
+    for line in requirements:
+        if line.startswith(("Requires-Dist: torch", "Requires-Dist: transformers")):
+            assert line.endswith('extra == "parity"')
+
+
+def project_version(wheel: zipfile.ZipFile) -> str:
+    metadata = wheel_file(wheel, "METADATA").splitlines()
+    (line,) = [line for line in metadata if line.startswith("Version: ")]
+    return line.removeprefix("Version: ")
+
+
+FAKE_PYTHONS = {
+    # An interpreter of another version, as far as anybody can tell who asks for it.
+    "old": "#!/bin/sh\necho 3.9\n",
+    "two": "#!/bin/sh\necho 2.7\n",
+    # Debian without python3-venv: everything but ensurepip.
+    "no venv": (
+        f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec "{sys.executable}" "$@"\n'
+    ),
+    "broken": "#!/bin/sh\nexit 127\n",
+    "good": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
+}
+
+
+def run_make(folder: Path, python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the project's Makefile in `folder`, where ``python3`` is one of `FAKE_PYTHONS`."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shutil.copy(PROJECT / "Makefile", folder)
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    (folder / "bin").mkdir()
+    fake = folder / "bin" / "python3"
+    fake.write_text(FAKE_PYTHONS[python], encoding="utf-8")
+    fake.chmod(0o755)
+    # Not the whole environment: a make that runs the tests hands its variables down.
+    env = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run([make, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("python", "arguments", "words"),
+    [
+        ("old", ["test"], ["python3 is Python 3.9", "3.11 or newer", "apt install"]),
+        ("old", ["demo"], ["python3 is Python 3.9", "3.11 or newer", "apt install"]),
+        ("two", ["lint"], ["python3 is Python 2.7", "3.11 or newer", "apt install"]),
+        ("no venv", ["test"], ["no venv or ensurepip", "apt install python3-venv"]),
+        ("broken", ["test"], ["python3 does not run", "install Python 3.11"]),
+        ("good", ["test", "PYTHON=pythonless"], ["pythonless does not run", "PYTHON="]),
+        ("good", ["demo", "ACCEL=bogus"], ["ACCEL is 'bogus'", "cpu, cuda12, cuda13 or tpu"]),
+        ("good", ["demo", "ACCEL=cpu tpu"], ["ACCEL is 'cpu tpu'", "cpu, cuda12, cuda13 or tpu"]),
+        ("good", ["test", "PARITY=yes"], ["PARITY is 'yes'", "expected 1"]),
+    ],
+)
+def test_make_answers_a_lack_in_one_line(
+    python: str, arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    """It names what is missing and how to get it, and leaves nothing behind."""
+    result = run_make(tmp_path, python, *arguments)
+    output = (result.stdout + result.stderr).strip()
+    assert result.returncode == 2
+    assert len(output.splitlines()) == 1, output
+    for word in words:
+        assert word in output
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_accepts_a_good_python(tmp_path: Path) -> None:
+    """Negative control: the same guards let a suitable interpreter through."""
+    result = run_make(tmp_path, "good", "--dry-run", "test", "ACCEL=cuda12", "PARITY=1")
+    assert result.returncode == 0, result.stderr
+    assert "-m venv" in result.stdout
+    assert ".[cuda12]" in result.stdout
+
+
+def test_help_is_the_default_and_needs_no_python(tmp_path: Path) -> None:
+    result = run_make(tmp_path, "broken")
+    assert result.returncode == 0, result.stderr
+    for target in ("demo", "test", "test-nightly", "lint", "format", "bench", "install", "clean"):
+        assert f"make {target} " in result.stdout
+
+
+def test_training_says_that_it_is_not_there() -> None:
+    """One line and a failure, so that a script does not take it for a run."""
+    result = subprocess.run(
+        [sys.executable, "-m", "train"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "CHANGELOG.md" in result.stderr
