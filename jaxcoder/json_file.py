@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .problems import shorten
+
 
 def read_regular_file(path: Path, *, limit: int, error: type[ValueError]) -> bytes:
     """The bytes of a regular file of at most `limit` bytes; anything else raises `error`."""
@@ -84,8 +86,8 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
         return result
 
     def reject_constant(name: str) -> float:
-        words = re.finditer(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b', text)
-        position = next(word.start() for word in words if word.group() == name)
+        words = re.finditer(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)', text)
+        position = next((word.start() for word in words if word.group() == name), 0)
         raise error(f"{source}: {_line_column(text, position)}: {name} is not JSON")
 
     try:

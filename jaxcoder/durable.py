@@ -1,0 +1,78 @@
+"""Writes that are complete or absent, also when the disk fills or the power goes."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import CheckpointError
+
+_MARK = ".partial-"
+
+
+def is_partial(folder: Path) -> bool:
+    """Whether `folder` is one that an interrupted writer left behind."""
+    return folder.name.startswith(".") and _MARK in folder.name
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, *, needed_bytes: int) -> Iterator[Path]:
+    """Yield a temporary sibling to write into; on success it becomes `destination`.
+
+    Every file and directory is synced before and after the rename. Missing parents are made. On
+    failure everything made here is removed again.
+
+    Raises:
+      CheckpointError: `destination` exists and is not an empty directory, or the operating system
+        refused; the message has the needed and the free bytes.
+    """
+    if os.path.lexists(destination) and not _is_empty_directory(destination):
+        raise CheckpointError(
+            f"{destination}: exists, expected a new or an empty folder; nothing was written. "
+            "Choose another path, or move it away"
+        )
+    parent = destination.parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    partial = parent / f".{destination.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        for file in partial.iterdir():
+            sync_to_disk(file)
+        sync_to_disk(partial)
+        partial.rename(destination)
+    except BaseException as exc:
+        free = _free_bytes(parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if not isinstance(exc, OSError):
+            raise
+        raise CheckpointError(
+            f"{destination}: cannot be written ({exc}): needs about {needed_bytes} bytes, "
+            f"{free} are free; nothing was left behind. Free space or choose another path"
+        ) from exc
+    sync_to_disk(parent)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file or a directory to the disk, so that it survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
