@@ -20,7 +20,7 @@ endif
 export PARITY
 
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PIP := $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
 # Each requirement is quoted: `>` and `<` are the shell's otherwise.
 PINS := $(if $(JAX_VERSION),'jax==$(JAX_VERSION)' 'jaxlib==$(JAX_VERSION)') \
         $(if $(FLAX_VERSION),'flax==$(FLAX_VERSION)') $(foreach pin,$(EXTRA_PINS),'$(pin)')
@@ -97,13 +97,13 @@ $(RUN):
 	@$(PYTHON) -m venv --without-pip $(VENV)
 
 # Holds the variables that decide what is installed: a change of one is an installation.
-export SETTINGS := $(BASE) $(PINS)
+$(VENV)/settings: export SETTINGS := $(BASE) $(PINS)
 $(VENV)/settings: FORCE | $(RUN)
-	@printf '%s\n' "$$SETTINGS" | cmp -s - $@ || printf '%s\n' "$$SETTINGS" > $@
+	@[ "$$(cat $@ 2>/dev/null)" = "$$SETTINGS" ] || printf '%s\n' "$$SETTINGS" > $@
 
 $(VENV)/base.stamp: pyproject.toml $(VENV)/settings
 	@echo "Installing jaxcoder and its libraries ($(ACCEL)) into $(VENV)"
-	@$(RUN) -m ensurepip >/dev/null
+	@$(RUN) -m ensurepip --default-pip >/dev/null
 	@$(PIP) --editable '$(BASE)' $(PINS)
 	@touch $@
 

@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     parity_items = [item for item in items if item.get_closest_marker("parity")]
     if not missing or not parity_items:
         return
-    reason = f"{' and '.join(missing)} not installed"
+    reason = f"not installed: {', '.join(missing)}"
     if os.environ.get("PARITY", "") not in ("", "0"):
         raise pytest.UsageError(
             f"PARITY is {os.environ['PARITY']!r} but {reason}; "
@@ -72,8 +72,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ]
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} parity tests skipped: {' and '.join(missing_parity_modules())} not "
-            "installed; `make test PARITY=1` runs them"
+            f"{len(skipped)} parity tests skipped: not installed: "
+            f"{', '.join(missing_parity_modules())}; `make test PARITY=1` runs them"
         )
 
 

@@ -33,29 +33,30 @@ MODULES = {
     "fim": Allowed(),
     "text_stream": Allowed(),
     "byte_level": Allowed(),
+    "timing": Allowed("", "jax"),
+    "devices": Allowed("", "jax"),
+    "arguments": Allowed("", "numpy"),
+    "durable": Allowed("errors"),
     "json_file": Allowed("problems"),
     "config": Allowed("errors problems json_file"),
     "hf_names": Allowed("config", "numpy"),
     "reference": Allowed("config", "numpy"),
-    "devices": Allowed("", "jax"),
     "hub": Allowed("errors", "huggingface_hub"),
     "tokenizer_pipeline": Allowed("errors problems"),
     "tokenizer_file": Allowed("errors problems json_file byte_level tokenizer_pipeline"),
-    "tokenizer": Allowed(
-        "errors problems json_file fim byte_level tokenizer_file tokenizer_pipeline",
-        "tokenizers numpy",
-    ),
+    "tokenizer": Allowed("errors problems fim byte_level tokenizer_file", "tokenizers numpy"),
     "safetensors_header": Allowed("errors problems json_file hf_names"),
     "safetensors_file": Allowed(
-        "errors problems json_file safetensors_header", "numpy safetensors ml_dtypes"
+        "errors problems durable json_file safetensors_header", "numpy safetensors ml_dtypes"
     ),
     "shards": Allowed("errors problems json_file hf_names safetensors_header safetensors_file"),
+    "tensor_checks": Allowed("errors problems config hf_names safetensors_header shards", "numpy"),
     "manifest": Allowed(
         "errors problems json_file hf_names safetensors_header safetensors_file shards", "numpy"
     ),
     "checkpoint": Allowed(
-        "errors problems json_file config hf_names safetensors_header safetensors_file shards "
-        "manifest",
+        "errors problems durable json_file config hf_names safetensors_header safetensors_file "
+        "shards tensor_checks manifest",
         "numpy ml_dtypes jax",
     ),
     "cache": Allowed("config", "jax numpy"),
@@ -63,17 +64,19 @@ MODULES = {
     "layers": Allowed("config cache", "jax flax"),
     "model": Allowed("config cache layers", "jax flax"),
     "generate": Allowed("config cache model sampling", "jax numpy"),
+    "completion": Allowed("text_stream timing", "numpy"),
     "generator": Allowed(
-        "errors config fim tokenizer text_stream devices hub checkpoint cache sampling model "
-        "generate",
-        "jax numpy",
+        "errors arguments config fim tokenizer text_stream timing devices hub checkpoint cache "
+        "sampling model generate completion",
+        "jax numpy tqdm",
     ),
     "__init__": Allowed(
         "errors config fim tokenizer devices hub checkpoint cache sampling model generate "
-        "generator reference"
+        "completion generator reference"
     ),
     "cli": Allowed(
-        "__init__ errors config fim tokenizer devices hub checkpoint sampling generate generator",
+        "__init__ errors problems config fim tokenizer devices hub checkpoint sampling generate "
+        "completion generator",
         "jax numpy tyro tqdm",
     ),
     "__main__": Allowed("cli"),
@@ -89,8 +92,9 @@ REACH = {
 # package outside the library -> the modules of jaxcoder it may import.
 USES = {
     "conversion": (
-        "errors problems json_file config hf_names reference hub tokenizer safetensors_header "
-        "safetensors_file shards manifest checkpoint cache sampling model generate"
+        "errors problems durable json_file config hf_names reference hub tokenizer "
+        "safetensors_header safetensors_file shards tensor_checks manifest checkpoint cache "
+        "sampling model generate"
     ),
     "train": "errors config fim tokenizer checkpoint cache sampling model generate",
     "benchmarks": " ".join(name for name in MODULES if name not in ("cli", "__main__")),
