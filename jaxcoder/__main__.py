@@ -1,0 +1,5 @@
+"""``python -m jaxcoder`` is the ``jaxcoder`` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,62 @@
+"""Checks of what callers pass to `Generator`; each failure is a ValueError that says what to do."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import numpy as np
+
+Prompt = str | Sequence[int]
+
+LONGEST_STOP, MOST_STOPS = 1000, 64
+
+
+def is_single_prompt(prompt: object) -> bool:
+    """Whether `prompt` is one prompt (text, or a list of ids) and not a list of prompts.
+
+    An empty list is an empty list of prompts.
+    """
+    if isinstance(prompt, str):
+        return True
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim == 1
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise ValueError(
+            f"prompt is {type(prompt).__name__}, expected str, a list of ids, or a list of those"
+        )
+    return len(prompt) > 0 and not isinstance(prompt[0], str | Sequence | np.ndarray)
+
+
+def check_ids(ids: object) -> list[int]:
+    """`ids` as a list of int; refuses anything but a flat sequence of integers."""
+    if isinstance(ids, bytes) or not isinstance(ids, Sequence | np.ndarray):
+        raise ValueError(f"prompt is {type(ids).__name__}, expected str or a list of ids")
+    for position, token in enumerate(ids):
+        if isinstance(token, bool | np.bool_) or not isinstance(token, Integral):
+            raise ValueError(
+                f"prompt: token {token!r} at position {position} is {type(token).__name__}, "
+                "expected an integer id"
+            )
+    return [int(token) for token in ids]
+
+
+def check_count(name: str, value: object, *, least: int) -> int:
+    """`value` as an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+    return int(value)
+
+
+def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as a tuple; refuses empty ones, and more or longer ones than make sense."""
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, Sequence) or isinstance(stops, bytes):
+        raise ValueError(f"stop is {type(stop).__name__}, expected str or a list of str")
+    if len(stops) > MOST_STOPS:
+        raise ValueError(f"stop holds {len(stops)} strings, expected at most {MOST_STOPS}")
+    for index, text in enumerate(stops):
+        if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_STOP:
+            shown = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
+            raise ValueError(
+                f"stop[{index}] is {shown}, expected a string of 1 to {LONGEST_STOP} characters"
+            )
+    return tuple(stops)

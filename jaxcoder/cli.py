@@ -1,0 +1,280 @@
+"""The ``jaxcoder`` command: complete, infill, info.
+
+Text goes to standard output exactly as decoded, and nothing else does; what is said about device,
+licence and errors goes to standard error. A mistake is one line and exit status 2.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from .completion import Completion
+    from .generator import Generator
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and in which dtype."""
+
+    model: str | None = None
+    """A local folder or a Hub id such as bigcode/tiny_starcoder_py; by default the demo model."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on TPUs and recent GPUs, else float32."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    local_files_only: bool = False
+    """Use what the Hub's cache holds; never the network."""
+
+    def load(self) -> "Generator":
+        from .generator import Generator  # late, so that --help does not wait for JAX
+
+        return Generator.from_pretrained(
+            self.model,
+            dtype=self.dtype,
+            revision=self.revision,
+            local_files_only=self.local_files_only,
+        )
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn."""
+
+    max_new_tokens: int = 128
+    """At most this many new tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens."""
+    top_p: float | None = None
+    """Keep the smallest set of likeliest tokens with this probability together."""
+    repetition_penalty: float = 1.0
+    """Above 1: make tokens already seen less likely."""
+    seed: int = 0
+    """Same seed, same text."""
+    stop: tuple[str, ...] = ()
+    """End the text before any of these strings."""
+
+    def arguments(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
+Sampling = Annotated[SamplingOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Continue a prompt given as an argument, in a file, or on standard input."""
+
+    prompt: tyro.conf.Positional[str | None] = None
+    """The text to continue; by default --file, else standard input."""
+    file: Annotated[Path | None, tyro.conf.arg(aliases=["-f"])] = None
+    """Read the prompt from this file."""
+    special: bool = False
+    """Read special tokens, such as <fim_prefix>, that the prompt spells."""
+    json: bool = False
+    """Print one JSON object with text, tokens, logprobs, finish_reason and timings."""
+    model: Model = ModelOptions()
+    sampling: Sampling = SamplingOptions()
+
+    def run(self) -> None:
+        if self.prompt is not None and self.file is not None:
+            raise ValueError("both a prompt and --file were given; give one")
+        if self.prompt is not None:
+            prompt = self.prompt
+        else:
+            prompt = _read(self.file) if self.file else _read_stdin()
+        generator = self.model.load()
+        arguments = self.sampling.arguments() | {"special": self.special}
+        if self.json:
+            _print_json(generator.generate(prompt, **arguments))
+        else:
+            _print_pieces(generator.stream(prompt, **arguments))
+
+
+@dataclass(frozen=True)
+class Infill:
+    """Write what is missing in a file at a place, or between two files."""
+
+    file: tyro.conf.Positional[Path | None] = None
+    """The file with the hole."""
+    at: str | None = None
+    """LINE:COL of the hole, from 1, columns in characters; 12:1 is before line 12's first."""
+    prefix_file: Path | None = None
+    """Instead of FILE: the text before the hole."""
+    suffix_file: Path | None = None
+    """Instead of FILE: the text after the hole."""
+    mode: Literal["psm", "spm"] = "psm"
+    """Order of the pieces in the prompt."""
+    full: bool = False
+    """Print the whole file with the hole filled, not the middle alone."""
+    in_place: bool = False
+    """Write the whole file back, atomically, and print nothing."""
+    json: bool = False
+    """Print one JSON object with text, tokens, logprobs, finish_reason, timings and trimmed."""
+    model: Model = ModelOptions()
+    sampling: Sampling = SamplingOptions()
+
+    def run(self) -> None:
+        if self.in_place and (self.file is None or self.json or self.full):
+            raise ValueError("--in-place needs FILE and goes with neither --json nor --full")
+        prefix, suffix = self._sides()
+        generator = self.model.load()
+        arguments = self.sampling.arguments()
+        if self.json or self.in_place:
+            completion = generator.infill(prefix, suffix, mode=self.mode, **arguments)
+            if self.json:
+                _print_json(completion)
+            else:
+                _say_trimmed(completion.trimmed)
+                from .durable import replace_file
+
+                replace_file(self.file, (prefix + completion.text + suffix).encode())
+            return
+        asked = generator.infill_prompt(
+            prefix, suffix, mode=self.mode, max_new_tokens=self.sampling.max_new_tokens
+        )
+        _say_trimmed(asked.trimmed)
+        pieces = generator.stream(asked.tokens, **arguments)
+        _print_pieces(_surrounded(prefix, pieces, suffix) if self.full else pieces)
+
+    def _sides(self) -> tuple[str, str]:
+        between = self.prefix_file is not None or self.suffix_file is not None
+        if (self.file is not None) == between:
+            raise ValueError("give FILE with --at, or --prefix-file and --suffix-file")
+        if self.file is not None:
+            if self.at is None:
+                raise ValueError("--at LINE:COL is missing: the place of the hole in FILE")
+            return split_at(_read(self.file), self.at)
+        if self.at is not None:
+            raise ValueError("--at goes with FILE, not with --prefix-file and --suffix-file")
+        prefix = _read(self.prefix_file) if self.prefix_file else ""
+        return prefix, _read(self.suffix_file) if self.suffix_file else ""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a checkpoint holds and what memory it needs."""
+
+    context: int | None = None
+    """Tokens of context to state the cache's memory for; by default all positions."""
+    json: bool = False
+    """Print one JSON object."""
+    model: Model = ModelOptions()
+
+    def run(self) -> None:
+        from .info import describe, format_description
+
+        description = describe(self.model.load(), context=self.context)
+        if self.json:
+            print(json.dumps(description))
+        else:
+            print(format_description(description))
+
+
+def split_at(text: str, at: str) -> tuple[str, str]:
+    """Cut `text` at "LINE:COL", both from 1, columns in characters.
+
+    COL may be one past the line's last character; one line past the last is the end of the text.
+
+    Raises:
+      ValueError: not LINE:COL, or no such place.
+    """
+    line_text, separator, column_text = at.partition(":")
+    if not (separator and line_text.isdecimal() and column_text.isdecimal()):
+        raise ValueError(f"--at is {at!r}, expected LINE:COL such as 12:1")
+    line, column = int(line_text), int(column_text)
+    lines = text.split("\n")
+    if not 1 <= line <= len(lines):
+        raise ValueError(f"--at is {at!r}, but the file has lines 1 to {len(lines)}")
+    if not 1 <= column <= len(lines[line - 1]) + 1:
+        raise ValueError(
+            f"--at is {at!r}, but line {line} has columns 1 to {len(lines[line - 1]) + 1}"
+        )
+    offset = sum(len(earlier) + 1 for earlier in lines[: line - 1]) + column - 1
+    return text[:offset], text[offset:]
+
+
+def _surrounded(prefix: str, pieces: Iterator[str], suffix: str) -> Iterator[str]:
+    yield prefix
+    yield from pieces
+    yield suffix
+
+
+def _read(path: Path) -> str:
+    try:
+        # newline="" keeps \r\n as it is: the file is written back as it was.
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"{path}: byte {exc.start} is not UTF-8; convert the file first") from exc
+    except OSError as exc:
+        raise ValueError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        print("jaxcoder: type the prompt, end it with Ctrl-D", file=sys.stderr)
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"standard input: byte {exc.start} is not UTF-8") from exc
+
+
+def _print_pieces(pieces: Iterator[str]) -> None:
+    """Exactly the text, as UTF-8 whatever the locale; a newline ends it on a terminal."""
+    out = sys.stdout.buffer
+    last = ""
+    for piece in pieces:
+        out.write(piece.encode())
+        out.flush()
+        last = piece
+    if sys.stdout.isatty() and not last.endswith("\n"):
+        out.write(b"\n")
+    out.flush()
+
+
+def _print_json(completion: "Completion") -> None:
+    fields = dataclasses.asdict(completion)
+    print(json.dumps(fields | {"timings": completion.timings._asdict()}))
+
+
+def _say_trimmed(trimmed: tuple[int, int]) -> None:
+    if any(trimmed):
+        print(
+            f"jaxcoder: the file exceeds the context: {trimmed[0]} tokens before and "
+            f"{trimmed[1]} after the hole were left out",
+            file=sys.stderr,
+        )
+
+
+def main() -> None:
+    """Entry point of the ``jaxcoder`` command."""
+    command = tyro.cli(
+        tyro.conf.OmitArgPrefixes[
+            Annotated[Complete, tyro.conf.subcommand("complete")]
+            | Annotated[Infill, tyro.conf.subcommand("infill")]
+            | Annotated[Info, tyro.conf.subcommand("info")]
+        ],
+        prog="jaxcoder",
+        description="TinyStarCoderPy in JAX: complete and infill code.",
+    )
+    try:
+        command.run()
+    except ValueError as exc:
+        print(f"jaxcoder: {exc}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does; closing stderr stops Python's own complaint.
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,418 @@
+"""`Generator`: text in, text out; the public face of the package."""
+
+import dataclasses
+import functools
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from . import fim
+from .arguments import Prompt, check_count, check_ids, check_stop, is_single_prompt
+from .checkpoint import load_checkpoint
+from .completion import Completion, CompletionBuilder, Timings
+from .config import ModelConfig
+from .devices import announce, resolve_dtype
+from .errors import CheckpointError, TokenizerError
+from .generate import check_request, generate_chunks, length_bucket
+from .hub import resolve
+from .model import GPTBigCode
+from .sampling import SamplingParams, sampling_params
+from .timing import Stopwatch
+from .tokenizer import Tokenizer
+
+Array = jax.Array
+ROWS_AT_ONCE = 16
+"""Rows decoded together; a longer list of prompts is worked off in groups of similar length."""
+
+
+class InfillPrompt(NamedTuple):
+    """A fill-in-the-middle prompt and what had to be left out of it."""
+
+    tokens: list[int]
+    trimmed: tuple[int, int]
+
+
+class Generator:
+    """A model with its tokenizer. Made by `from_pretrained`.
+
+    Attributes:
+      config: the model's shape.
+      tokenizer: ``encode(text, *, special=False)`` and ``decode(ids, *, skip_special=True)``.
+      model: the Flax module, for `model.apply({"params": params}, ...)`.
+      params: nested dict of arrays; its layout is described in hf_names.py and may change.
+    """
+
+    def __init__(
+        self, config: ModelConfig, params: dict, tokenizer: Tokenizer, *, dtype: jnp.dtype
+    ) -> None:
+        self.config = config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.model = GPTBigCode(config, dtype=dtype, param_dtype=dtype)
+        self._warned_of_sentinels = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path | None,
+        *,
+        dtype: str = "auto",
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> "Generator":
+        """Load a checkpoint in Hugging Face's layout.
+
+        Args:
+          path_or_repo: a local folder, or a Hub id such as "bigcode/tiny_starcoder_py"; None is
+            the embedded demo checkpoint.
+          dtype: "float32", "bfloat16", or "auto": what suits the device.
+          revision: a Hub branch, tag or commit.
+          local_files_only: read the Hub's cache and never the network.
+
+        Raises:
+          CheckpointError, ConfigError, TokenizerError: see errors.py.
+          ValueError: another argument out of its range.
+        """
+        device = jax.devices()[0]
+        compute = resolve_dtype(dtype, device)
+        folder = resolve(
+            embedded_demo() if path_or_repo is None else path_or_repo,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        # The small file first: a broken tokenizer should not cost the time of loading weights.
+        config = ModelConfig.from_file(folder / "config.json")
+        tokenizer_file = folder / "tokenizer.json"
+        if not tokenizer_file.exists():
+            raise TokenizerError(
+                f"{tokenizer_file}: no such file; expected the model's tokenizer beside its weights"
+            )
+        tokenizer = Tokenizer.from_file(
+            tokenizer_file, vocab_size=config.vocab_size, model_type=config.model_type
+        )
+        config, params = load_checkpoint(folder, dtype=compute.name)
+        announce(device, compute.name)
+        return cls(config, params, tokenizer, dtype=compute)
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        n: int = 1,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        special: bool = False,
+        progress: bool = False,
+    ) -> Completion | list[Completion] | list[list[Completion]]:
+        """Continue a prompt, or each of a list of prompts.
+
+        Args:
+          prompt: text or ids; an empty one starts from ``<|endoftext|>``. A list of prompts gives
+            a list in the same order.
+          max_new_tokens: at most this many; prompt and new tokens must fit n_positions.
+          temperature, top_k, top_p, repetition_penalty, seed: see `sampling.sampling_params`.
+          n: samples per prompt; above 1 each prompt gives a list, and temperature must not be 0.
+          stop: strings at which the text ends, without them; at most 64 of 1,000 characters.
+          special: read special tokens that the prompt spells; else they are plain text.
+          progress: show a bar over new tokens.
+
+        Returns:
+          A `Completion`; a list of n with n > 1; a list of either for a list of prompts.
+
+        Raises:
+          ValueError: an argument out of its range, or a prompt that does not fit.
+        """
+        is_single = is_single_prompt(prompt)
+        prompts = [self._ids(p, special) for p in ([prompt] if is_single else prompt)]
+        sampling = _sampling(len(prompts), n, temperature, top_k, top_p, repetition_penalty, seed)
+        rows = [ids for ids in prompts for _ in range(n)]
+        completions = self._complete(rows, sampling, max_new_tokens, stop, progress)
+        if n > 1:
+            completions = [completions[i : i + n] for i in range(0, len(completions), n)]
+        return completions[0] if is_single else completions
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        special: bool = False,
+    ) -> Iterator[str]:
+        """Yield the text of `generate` in pieces as it is decoded; arguments as there.
+
+        Nothing yielded is ever taken back: half a character, or what may become a stop string, is
+        held until it is decided.
+        """
+        # Arguments are checked here, when `stream` is called, and not at the first `next`.
+        if not is_single_prompt(prompt):
+            raise ValueError("stream takes one prompt; pass a list of prompts to generate")
+        ids = self._ids(prompt, special)
+        sampling = _sampling(1, 1, temperature, top_k, top_p, repetition_penalty, seed)
+        builder = self._builder(check_stop(stop))
+        self._check(ids, max_new_tokens)
+        return self._stream(ids, sampling, max_new_tokens, builder)
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        mode: Literal["psm", "spm"] = "psm",
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        n: int = 1,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        progress: bool = False,
+    ) -> Completion | list[Completion]:
+        """Write the middle between `prefix` and `suffix`; other arguments as in `generate`.
+
+        Args:
+          prefix, suffix: the text around the hole. When they exceed the context they are trimmed
+            at their far ends; `Completion.trimmed` says by how many tokens.
+          mode: order of the pieces, "psm" (prefix first) or "spm" (suffix first).
+
+        Raises:
+          TokenizerError: the model has no fill-in-the-middle tokens.
+        """
+        asked = self.infill_prompt(prefix, suffix, mode=mode, max_new_tokens=max_new_tokens)
+        sampling = _sampling(1, n, temperature, top_k, top_p, repetition_penalty, seed)
+        rows = [asked.tokens] * n
+        completions = self._complete(rows, sampling, max_new_tokens, stop, progress)
+        completions = [dataclasses.replace(c, trimmed=asked.trimmed) for c in completions]
+        return completions if n > 1 else completions[0]
+
+    def infill_prompt(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        mode: Literal["psm", "spm"] = "psm",
+        max_new_tokens: int = 128,
+    ) -> InfillPrompt:
+        """The ids that `infill` would continue, for use with `stream`; arguments as there."""
+        if mode not in ("psm", "spm"):
+            raise ValueError(f"mode is {mode!r}, expected 'psm' or 'spm'")
+        for name, text in (("prefix", prefix), ("suffix", suffix)):
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {type(text).__name__}, expected str")
+        sentinels = 3
+        budget = (
+            self.config.n_positions
+            - sentinels
+            - check_count("max_new_tokens", max_new_tokens, least=0)
+        )
+        if budget < 0:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}; with {sentinels} sentinels it exceeds the "
+                f"model's {self.config.n_positions} positions"
+            )
+        before, after, trimmed = fim.trim_around_hole(
+            self.tokenizer.encode(prefix), self.tokenizer.encode(suffix), budget
+        )
+        layout = fim.psm_prompt if mode == "psm" else fim.spm_prompt
+        return InfillPrompt(layout(before, after, self.tokenizer.fim), trimmed)
+
+    def logits(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> Array:
+        """Next-token logits at every position, in one uncached forward pass.
+
+        Args:
+          tokens: integers [B, T], right-padded when rows differ in length.
+          lengths: [B] real tokens of each row, by default T.
+
+        Returns:
+          float32 [B, T, V]; NaN at positions at or beyond a row's length.
+
+        Raises:
+          ValueError: wrong shape, T above n_positions, an id or a length out of range.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(
+                f"tokens is {tokens.dtype} of shape {list(tokens.shape)}, "
+                "expected integers [B, T] and at least one"
+            )
+        batch, length = tokens.shape
+        counts = np.full(batch, length) if lengths is None else np.asarray(lengths)
+        if counts.shape != (batch,) or not np.issubdtype(counts.dtype, np.integer):
+            raise ValueError(f"lengths is {lengths!r}, expected {batch} integers")
+        if counts.min() < 1 or counts.max() > length:
+            raise ValueError(f"lengths is {lengths!r}, expected values from 1 to T = {length}")
+        check_request(
+            self.config, [row[:count] for row, count in zip(tokens, counts, strict=True)], 0
+        )
+        is_real = np.arange(length)[None, :] < counts[:, None]
+        bucket = length_bucket(length)  # a multiple of the largest bucket above it
+        padded = min(-(-length // bucket) * bucket, self.config.n_positions)
+        ids = np.zeros((batch, padded), np.int32)
+        ids[:, :length] = np.where(is_real, tokens, 0)
+        logits = _forward(self.model, self.params, ids)[:, :length]
+        return jnp.where(is_real[:, :, None], logits, jnp.nan)
+
+    def _ids(self, prompt: Prompt, special: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            ids = check_ids(prompt)
+        else:
+            spelled = [] if special else self.tokenizer.sentinels_in(prompt)
+            if spelled and not self._warned_of_sentinels:
+                self._warned_of_sentinels = True
+                warnings.warn(
+                    f"the prompt spells {spelled[0]!r}, which is read as plain text; "
+                    "pass special=True to read special tokens, or use .infill(prefix, suffix)",
+                    stacklevel=3,
+                )
+            ids = self.tokenizer.encode(prompt, special=special)
+        return ids or [self.tokenizer.end_of_text]
+
+    def _check(self, ids: Sequence[int], max_new_tokens: int) -> None:
+        check_count("max_new_tokens", max_new_tokens, least=0)
+        check_request(self.config, [ids], max_new_tokens)
+
+    def _builder(self, stop: Sequence[str]) -> CompletionBuilder:
+        return CompletionBuilder(
+            self.tokenizer.token_bytes,
+            eos_ids=self.config.eos_token_ids,
+            special_ids=self.tokenizer.special_ids,
+            stop=stop,
+        )
+
+    def _stream(
+        self,
+        ids: Sequence[int],
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        builder: CompletionBuilder,
+    ) -> Iterator[str]:
+        for _ in self._decode([ids], sampling, max_new_tokens, [builder]):
+            if piece := builder.take():
+                yield piece
+
+    def _complete(
+        self,
+        rows: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        stop: str | Sequence[str],
+        progress: bool,
+    ) -> list[Completion]:
+        """Decode rows in groups of similar length; completions come back in the rows' order."""
+        stops = check_stop(stop)
+        for ids in rows:
+            self._check(ids, max_new_tokens)
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        completions: dict[int, Completion] = {}
+        with tqdm(total=len(rows), unit=" completions", disable=not progress) as bar:
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                group = by_length[start : start + ROWS_AT_ONCE]
+                builders = [self._builder(stops) for _ in group]
+                group_sampling = SamplingParams(*(field[group] for field in sampling))
+                prompts = [rows[row] for row in group]
+                for timings in self._decode(prompts, group_sampling, max_new_tokens, builders):
+                    spent = timings
+                    bar.set_postfix(tokens=sum(builder.token_count for builder in builders))
+                bar.update(len(group))
+                for row, builder in zip(group, builders, strict=True):
+                    completions[row] = builder.completion(spent)
+        return [completions[row] for row in range(len(rows))]
+
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        builders: Sequence[CompletionBuilder],
+    ) -> Iterator[Timings]:
+        """Feed each row's builder chunk by chunk; yields the time spent so far after each."""
+        stopped = np.zeros(len(prompts), bool)
+        chunks = generate_chunks(
+            self.model,
+            self.params,
+            prompts,
+            sampling,
+            max_new_tokens=max_new_tokens,
+            eos_ids=self.config.eos_token_ids,
+            stopped=stopped,
+        )
+        timings = Timings(compile=0.0, prefill=0.0, decode=0.0)
+        for phase in itertools.chain(["prefill"], itertools.repeat("decode")):
+            # Timed around the call alone: between two chunks the time is the caller's.
+            with Stopwatch() as watch:
+                chunk = next(chunks, None)
+            timings = timings.plus(phase, watch)
+            if chunk is None:
+                break
+            for row, builder in enumerate(builders):
+                builder.push(chunk.tokens[row], chunk.logprobs[row])
+                stopped[row] = builder.stopped
+            yield timings
+        for builder in builders:
+            builder.finish()
+        yield timings
+
+
+def embedded_demo() -> Path:
+    """The folder of the checkpoint inside the package.
+
+    Raises:
+      CheckpointError: this build has none.
+    """
+    folder = Path(__file__).parent / "demo"
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            "no checkpoint was named and this version embeds no demo checkpoint; name a folder "
+            "or a Hub id, such as --model bigcode/tiny_starcoder_py"
+        )
+    return folder
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model: GPTBigCode, params: dict, tokens: Array) -> Array:
+    return model.apply({"params": params}, tokens)[0]
+
+
+def _sampling(
+    prompts: int,
+    n: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float,
+    seed: int,
+) -> SamplingParams:
+    """Parameters of n samples of each of `prompts` prompts, a prompt's samples side by side."""
+    check_count("n", n, least=1)
+    if n > 1 and temperature == 0:
+        raise ValueError(
+            f"n is {n} with temperature 0, which would give {n} equal completions; "
+            "set a temperature above 0"
+        )
+    return sampling_params(
+        prompts * n,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        samples=np.tile(np.arange(n), prompts),
+    )
