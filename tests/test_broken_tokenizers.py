@@ -346,6 +346,11 @@ BESIDE = {
     "36-vocab.json-other-id": ("vocab.json", put(5, "a"), "'a' has id 5, expected 83 as in"),
     "36-vocab.json-token-missing": ("vocab.json", drop("a"), "'a' has id None, expected 83"),
     "36-vocab.json-more-tokens": ("vocab.json", put(299, "zzz"), "'zzz' has id 299, expected None"),
+    "36-vocab.json-other-id-of-an-added-token": (
+        "vocab.json",
+        put(299, "<fim_pad>"),
+        "'<fim_pad>' has id 299, expected 4 as in",
+    ),
     "36-merges.txt-other-merge": ("merges.txt", put("a b", 3), "merge 3 is 'a b', expected 'd e'"),
     "36-merges.txt-merge-missing": ("merges.txt", drop(-1), "merge 14 is none, expected 'Ã ©'"),
     "36-merges.txt-more-merges": ("merges.txt", add("x y"), "merge 15 is 'x y', expected none"),
