@@ -55,7 +55,7 @@ def weight_product(x: Array, weight: Array, dtype: Dtype) -> Array:
 
 
 class Linear(nn.Module):
-    """x [..., in] -> float32 [..., features]: weight in the file's [out, in] order, and a bias."""
+    """x [B, T, in] -> float32 [B, T, features]: a weight in the file's [out, in] order, a bias."""
 
     features: int
     init_std: float
@@ -68,11 +68,11 @@ class Linear(nn.Module):
         normal = nn.initializers.normal(self.init_std)
         weight = self.param("weight", normal, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return weight_product(x, weight, self.dtype) + bias.astype(jnp.float32)
+        return weight_product(x, weight, self.dtype) + bias.astype(jnp.float32)[None, None, :]
 
 
 class LayerNorm(nn.Module):
-    """Normalise float32 [..., D] over D; two passes, because E[x²] − E[x]² cancels."""
+    """Normalise float32 [B, T, D] over D; two passes, because E[x²] − E[x]² cancels."""
 
     epsilon: float
     param_dtype: Dtype
@@ -85,7 +85,8 @@ class LayerNorm(nn.Module):
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         normed = centred * lax.rsqrt(variance + self.epsilon)
-        return normed * weight.astype(jnp.float32) + bias.astype(jnp.float32)
+        weight, bias = (a.astype(jnp.float32)[None, None, :] for a in (weight, bias))
+        return normed * weight + bias
 
 
 def attention(
