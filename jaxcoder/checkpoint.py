@@ -221,7 +221,7 @@ def _read_params(
 
 
 def _raise(problems: list[str], folder: Path) -> None:
-    remedy = "the weights do not load; check or download the checkpoint again"
+    remedy = "check the folder, or download or convert the checkpoint again"
     raise_if_any(problems, folder, remedy=remedy, error=CheckpointError)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .json_file import read_json_object
+from .problems import shorten
 
 TANH_GELUS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 """Three names of one formula: 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715x^3)))."""
@@ -69,6 +70,9 @@ _IGNORED = frozenset(
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     """.split()  # noqa: SIM905 (a list literal would be a line for each name)
 )
+
+# Finding the nearest known name takes about a millisecond, and a file may hold 100,000 others.
+_MOST_WARNINGS = 20
 
 _CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code")
 
@@ -124,7 +128,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         problems = _problems(self)
         if problems:
-            raise ConfigError("config: " + "; ".join(problems))
+            more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+            raise ConfigError("config: " + "; ".join(problems[:20] + more))
 
     @property
     def head_dim(self) -> int:
@@ -229,7 +234,7 @@ _DEFAULTS = {
 
 def _problems(config: ModelConfig) -> list[str]:
     problems = [
-        f"{name} is {value!r}, expected an integer from 1 to {limit}"
+        f"{name} is {shorten(value)}, expected an integer from 1 to {limit}"
         for name, limit in _MAX_SIZE.items()
         if type(value := getattr(config, name)) is not int or not 1 <= value <= limit
     ]
@@ -245,25 +250,25 @@ def _problems(config: ModelConfig) -> list[str]:
         "tie_word_embeddings",
     ):
         if type(value := getattr(config, name)) is not bool:
-            problems.append(f"{name} is {value!r}, expected true or false")
+            problems.append(f"{name} is {shorten(value)}, expected true or false")
     if config.activation_function not in ACTIVATIONS:
         problems.append(
-            f"activation_function is {config.activation_function!r}, "
+            f"activation_function is {shorten(config.activation_function)}, "
             f"expected one of {', '.join(ACTIVATIONS)}"
         )
     for name in ("layer_norm_epsilon", "initializer_range"):
         if not _is_number(value := getattr(config, name)) or not 0 < value < 1:
-            problems.append(f"{name} is {value!r}, expected a number above 0 and below 1")
+            problems.append(f"{name} is {shorten(value)}, expected a number above 0 and below 1")
     for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
         if not _is_number(value := getattr(config, name)) or not 0 <= value < 1:
             problems.append(
-                f"{name} is {value!r}, expected a number from 0 up to, not including, 1"
+                f"{name} is {shorten(value)}, expected a number from 0 up to, not including, 1"
             )
     if sizes_valid:
         special = [("bos_token_id", config.bos_token_id), ("pad_token_id", config.pad_token_id)]
         special += [("eos_token_id", token) for token in config.eos_token_ids]
         problems += [
-            f"{name} is {value!r}, expected an id below vocab_size {config.vocab_size}"
+            f"{name} is {shorten(value)}, expected an id below vocab_size {config.vocab_size}"
             for name, value in special
             if value is not None and (type(value) is not int or not 0 <= value < config.vocab_size)
         ]
@@ -296,13 +301,15 @@ def _refusal(model_type: object) -> str:
         return f"model_type is missing, {expected}"
     name = known.get(model_type) if isinstance(model_type, str) else None
     described = f", that is {name}" if name else ""
-    return f"model_type is {model_type!r}{described}: another architecture; {expected}"
+    return f"model_type is {shorten(model_type)}{described}: another architecture; {expected}"
 
 
 def _check_architecture(fields: Mapping[str, Any], model_type: str, source: str) -> None:
     architectures = fields.get("architectures") or []
     if not isinstance(architectures, list):
-        raise ConfigError(f"{source}: architectures is {architectures!r}, expected a list of names")
+        raise ConfigError(
+            f"{source}: architectures is {shorten(architectures)}, expected a list of names"
+        )
     for name in architectures:
         if name == "GPT2LMHeadCustomModel":
             raise ConfigError(
@@ -311,7 +318,7 @@ def _check_architecture(fields: Mapping[str, Any], model_type: str, source: str)
             )
         if name not in _ARCHITECTURES[model_type]:
             raise ConfigError(
-                f"{source}: architectures names {name!r} beside model_type {model_type!r}; "
+                f"{source}: architectures names {shorten(name)} beside model_type {model_type!r}; "
                 f"expected one of {', '.join(_ARCHITECTURES[model_type])}"
             )
 
@@ -328,8 +335,8 @@ def _refuse_unsupported(fields: Mapping[str, Any], model_type: str, source: str)
     attention_type = fields.get("attention_type")
     if attention_type is not None and (attention_type, multi_query) not in ((1, False), (2, True)):
         refused.append(
-            f"attention_type is {attention_type!r} beside multi_query {multi_query!r}; "
-            "expected 1 with false or 2 with true"
+            f"attention_type is {shorten(attention_type)} beside multi_query "
+            f"{shorten(multi_query)}; expected 1 with false or 2 with true"
         )
     if model_type == "gpt2" and fields.get("attention_head_type") == "multiquery":
         refused.append(
@@ -356,10 +363,14 @@ def _warn_unknown(fields: Mapping[str, Any], source: str) -> None:
         "use_rotary_embeddings",
         "use_position_embeddings",
     }
-    for name in sorted(set(fields) - known):
+    unknown = sorted(set(fields) - known)
+    for name in unknown[:_MOST_WARNINGS]:
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        warnings.warn(f"{source}: unknown field {name!r} is ignored{hint}", stacklevel=4)
+        warnings.warn(f"{source}: unknown field {shorten(name)} is ignored{hint}", stacklevel=4)
+    if len(unknown) > _MOST_WARNINGS:
+        more = len(unknown) - _MOST_WARNINGS
+        warnings.warn(f"{source}: {more} more unknown fields are ignored", stacklevel=4)
 
 
 def _merge_aliases(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -370,6 +381,6 @@ def _merge_aliases(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
         value = merged.pop(alias)
         if merged.setdefault(name, value) != value:
             raise ConfigError(
-                f"{source}: {name} is {merged[name]!r} but its alias {alias} {value!r}"
+                f"{source}: {name} is {merged[name]!r} but its alias {alias} {shorten(value)}"
             )
     return merged

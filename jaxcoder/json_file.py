@@ -11,12 +11,18 @@ from typing import Any, BinaryIO
 
 from .problems import shorten
 
+_MAX_DEPTH = 64
+_TOO_DEEP = f"offset 0: nested too deeply, expected at most {_MAX_DEPTH} levels; not such a file"
+
 
 def read_regular_file(path: Path, *, limit: int, error: type[ValueError]) -> bytes:
     """The bytes of a regular file of at most `limit` bytes; anything else raises `error`."""
     with open_regular_file(path, error=error) as (file, info):
         if info.st_size > limit:
-            raise error(f"{path}: {info.st_size} bytes, expected at most {limit}; not read")
+            raise error(
+                f"{path}: {info.st_size} bytes, expected at most {limit}; not read, "
+                "check that it is the right file"
+            )
         return file.read()
 
 
@@ -31,7 +37,7 @@ def open_regular_file(
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise error(f"{path}: expected a regular file, got {file_kind(mode)}")
+            raise error(f"{path}: expected a regular file, got {file_kind(mode)}; replace it")
         with path.open("rb") as file:
             yield file, os.fstat(file.fileno())
     except FileNotFoundError as exc:
@@ -73,7 +79,8 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
         text = raw.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise error(
-            f"{source}: byte {exc.start}: not UTF-8 (0x{raw[exc.start]:02x}); expected JSON text"
+            f"{source}: byte {exc.start}: not UTF-8 (0x{raw[exc.start]:02x}); expected JSON text, "
+            "save it as UTF-8 or download it again"
         ) from exc
 
     def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,13 +89,15 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
             seen: set[str] = set()
             key = next(k for k, _ in pairs if k in seen or seen.add(k))
             position = max(text.rfind(json.dumps(key)), 0)
-            raise error(f"{source}: {_line_column(text, position)}: duplicate key {shorten(key)}")
+            raise error(
+                f"{source}: {_line_column(text, position)}: duplicate key {shorten(key)}; keep one"
+            )
         return result
 
     def reject_constant(name: str) -> float:
         words = re.finditer(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)', text)
         position = next((word.start() for word in words if word.group() == name), 0)
-        raise error(f"{source}: {_line_column(text, position)}: {name} is not JSON")
+        raise error(f"{source}: {_line_column(text, position)}: {name} is not JSON; use a number")
 
     try:
         value = json.loads(
@@ -96,19 +105,32 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
         )
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno} column {exc.colno} (offset {exc.pos})"
-        raise error(f"{source}: {where}: not valid JSON: {exc.msg}") from exc
+        raise error(f"{source}: {where}: not valid JSON: {exc.msg}; correct it") from exc
     except error:
         raise
-    except ValueError as exc:  # an integer of thousands of digits
-        raise error(f"{source}: {exc}; expected plain numbers") from exc
+    except ValueError as exc:
+        raise error(f"{source}: an integer of thousands of digits; expected ordinary ones") from exc
     except RecursionError as exc:
-        raise error(f"{source}: offset 0: nested too deeply; expected a plain JSON object") from exc
+        raise error(f"{source}: {_TOO_DEEP}") from exc
     if not isinstance(value, dict):
         raise error(
             f"{source}: line 1 column 1 (offset 0): holds a JSON {type(value).__name__}, "
             "expected an object"
         )
+    if _is_too_deep(value):
+        raise error(f"{source}: {_TOO_DEEP}")
     return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Whether containers nest beyond the limit, so that no later ``repr`` or ``==`` overflows."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        children = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [item for items in children for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _line_column(text: str, position: int) -> str:

@@ -92,7 +92,10 @@ def file_problems(manifest: Manifest, folder: Path, *, needed: set[str]) -> list
             problems.append(f"{MANIFEST_FILE} lists {name}, but {exc}")
             continue
         if hashlib.sha256(content).hexdigest() != expected:
-            problems.append(f"{name} is not the file that {MANIFEST_FILE} describes (SHA-256)")
+            problems.append(
+                f"{name} is not the file that {MANIFEST_FILE} describes (SHA-256); restore it, "
+                f"or delete {MANIFEST_FILE} to load unverified"
+            )
     return problems
 
 

@@ -30,7 +30,7 @@ _ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2} | {
 
 _MAX_BYTES = 1 << 62
 
-_DAMAGED = "the file is damaged or not a checkpoint; download or convert it again"
+_DAMAGED = "damaged, or not such a checkpoint; download or convert it again"
 
 
 class TensorInfo(NamedTuple):

@@ -112,7 +112,7 @@ def head_problem(embedding: Array, head: Array) -> str | None:
     same_type = embedding.dtype == head.dtype
     if same_type and np.array_equal(embedding.view(np.uint8), head.view(np.uint8)):
         return None
-    detail = "in value" if same_type else f"in dtype ({embedding.dtype} and {head.dtype})"
+    detail = "in value" if same_type else f"in dtype ({head.dtype} and {embedding.dtype})"
     return (
         f"{HEAD!r} and {EMBEDDING!r} differ {detail}, but tie_word_embeddings is true; set it to "
         "false if the head is its own, or remove the head"
