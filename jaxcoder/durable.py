@@ -45,7 +45,6 @@ def new_folder(destination: Path, *, needed_bytes: int) -> Iterator[Path]:
         sync_to_disk(partial)
         partial.rename(destination)
     except BaseException as exc:
-        free = _free_bytes(parent)
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             with contextlib.suppress(OSError):
@@ -54,9 +53,17 @@ def new_folder(destination: Path, *, needed_bytes: int) -> Iterator[Path]:
             raise
         raise CheckpointError(
             f"{destination}: cannot be written ({exc}): needs about {needed_bytes} bytes, "
-            f"{free} are free; nothing was left behind. Free space or choose another path"
+            f"{_free_bytes(parent)} are free; nothing was left behind. Free space or choose "
+            "another path"
         ) from exc
-    sync_to_disk(parent)
+    try:
+        for folder in {parent, *(folder.parent for folder in made)}:
+            sync_to_disk(folder)
+    except OSError as exc:
+        raise CheckpointError(
+            f"{destination}: written, but not certain to survive a loss of power ({exc}); "
+            "check the disk"
+        ) from exc
 
 
 def sync_to_disk(path: Path) -> None:
@@ -76,3 +83,26 @@ def _free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` in place of an existing file: afterwards it holds all of the old or the new.
+
+    The file's mode is kept; a link stays one, and what it points to is replaced.
+
+    Raises:
+      ValueError: the operating system refused; the file is as it was.
+    """
+    target = path.resolve()
+    partial = target.parent / f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(target, partial)
+        partial.replace(target)
+        sync_to_disk(target.parent)
+    except OSError as exc:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path}: cannot be written ({exc.strerror}); it is as it was") from exc

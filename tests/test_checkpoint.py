@@ -334,12 +334,28 @@ def test_everything_is_synced_before_and_after_the_rename(
         return inner(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    save_checkpoint(tmp_path / "saved", MQA, random_params())
-    files = {path.name for path in (tmp_path / "saved").iterdir()}
+    save_checkpoint(tmp_path / "new" / "saved", MQA, random_params())
+    files = {path.name for path in (tmp_path / "new" / "saved").iterdir()}
     at = events.index("rename")
     assert set(events[: at - 1]) == files
     assert events[at - 1].startswith(".saved.partial-")
-    assert events[at + 1 :] == [tmp_path.name]
+    assert set(events[at + 1 :]) == {"new", tmp_path.name}
+
+
+def test_a_folder_that_cannot_be_synced_after_the_rename_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = durable.sync_to_disk
+
+    def sync(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        inner(path)
+
+    monkeypatch.setattr(durable, "sync_to_disk", sync)
+    with pytest.raises(CheckpointError, match=r"saved: written, but not certain .*Input/output"):
+        save_checkpoint(tmp_path / "saved", MQA, random_params())
+    assert load_checkpoint(tmp_path / "saved")[0] == MQA
 
 
 def test_a_killed_save_leaves_no_checkpoint_and_the_next_save_works(tmp_path: Path) -> None:
