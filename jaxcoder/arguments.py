@@ -17,7 +17,7 @@ def is_single_prompt(prompt: object) -> bool:
     """
     if isinstance(prompt, str):
         return True
-    if isinstance(prompt, np.ndarray):
+    if isinstance(prompt, np.ndarray) and prompt.ndim > 0:
         return prompt.ndim == 1
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise ValueError(

@@ -126,7 +126,7 @@ class Generator:
           n: samples per prompt; above 1 each prompt gives a list, and temperature must not be 0.
           stop: strings at which the text ends, without them; at most 64 of 1,000 characters.
           special: read special tokens that the prompt spells; else they are plain text.
-          progress: show a bar over new tokens.
+          progress: show a bar over completions, on standard error.
 
         Returns:
           A `Completion`; a list of n with n > 1; a list of either for a list of prompts.
@@ -135,7 +135,11 @@ class Generator:
           ValueError: an argument out of its range, or a prompt that does not fit.
         """
         is_single = is_single_prompt(prompt)
-        prompts = [self._ids(p, special) for p in ([prompt] if is_single else prompt)]
+        prompts = []
+        # Not a comprehension: up to Python 3.11 it would be a frame of its own to a warning.
+        for each in [prompt] if is_single else prompt:
+            prompts.append(self._ids(each, special))
+        self._check(prompts, max_new_tokens)
         sampling = _sampling(len(prompts), n, temperature, top_k, top_p, repetition_penalty, seed)
         rows = [ids for ids in prompts for _ in range(n)]
         completions = self._complete(rows, sampling, max_new_tokens, stop, progress)
@@ -167,7 +171,7 @@ class Generator:
         ids = self._ids(prompt, special)
         sampling = _sampling(1, 1, temperature, top_k, top_p, repetition_penalty, seed)
         builder = self._builder(check_stop(stop))
-        self._check(ids, max_new_tokens)
+        self._check([ids], max_new_tokens)
         return self._stream(ids, sampling, max_new_tokens, builder)
 
     def infill(
@@ -226,7 +230,7 @@ class Generator:
         if budget < 0:
             raise ValueError(
                 f"max_new_tokens is {max_new_tokens}; with {sentinels} sentinels it exceeds the "
-                f"model's {self.config.n_positions} positions"
+                f"model's {self.config.n_positions} positions; lower max_new_tokens"
             )
         before, after, trimmed = fim.trim_around_hole(
             self.tokenizer.encode(prefix), self.tokenizer.encode(suffix), budget
@@ -247,13 +251,24 @@ class Generator:
         Raises:
           ValueError: wrong shape, T above n_positions, an id or a length out of range.
         """
-        tokens = np.asarray(tokens)
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as exc:
+            raise ValueError(
+                "tokens has rows of different lengths, expected integers [B, T]; "
+                "pad them on the right and pass lengths"
+            ) from exc
         if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(
                 f"tokens is {tokens.dtype} of shape {list(tokens.shape)}, "
                 "expected integers [B, T] and at least one"
             )
         batch, length = tokens.shape
+        if length > self.config.n_positions:
+            raise ValueError(
+                f"tokens has T = {length}, which exceeds the model's {self.config.n_positions} "
+                "positions; pass fewer"
+            )
         counts = np.full(batch, length) if lengths is None else np.asarray(lengths)
         if counts.shape != (batch,) or not np.issubdtype(counts.dtype, np.integer):
             raise ValueError(f"lengths is {lengths!r}, expected {batch} integers")
@@ -285,9 +300,9 @@ class Generator:
             ids = self.tokenizer.encode(prompt, special=special)
         return ids or [self.tokenizer.end_of_text]
 
-    def _check(self, ids: Sequence[int], max_new_tokens: int) -> None:
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         check_count("max_new_tokens", max_new_tokens, least=0)
-        check_request(self.config, [ids], max_new_tokens)
+        check_request(self.config, prompts, max_new_tokens)
 
     def _builder(self, stop: Sequence[str]) -> CompletionBuilder:
         return CompletionBuilder(
@@ -318,8 +333,6 @@ class Generator:
     ) -> list[Completion]:
         """Decode rows in groups of similar length; completions come back in the rows' order."""
         stops = check_stop(stop)
-        for ids in rows:
-            self._check(ids, max_new_tokens)
         by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         completions: dict[int, Completion] = {}
         with tqdm(total=len(rows), unit=" completions", disable=not progress) as bar:
