@@ -10,6 +10,7 @@ The host checks every id and length before anything is traced: JAX clamps indice
 
 import functools
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -134,13 +135,20 @@ def check_request(config: ModelConfig, prompts: Sequence[Sequence[int]], new_tok
     """Refuse what the model cannot do, before anything is compiled.
 
     Raises:
-      ValueError: an empty prompt, an id outside the vocabulary, or a prompt that with its new
-        tokens exceeds n_positions.
+      ValueError: an empty prompt, an id that is no integer or outside the vocabulary, a negative
+        number of new tokens, or a prompt that with them exceeds n_positions.
     """
+    if isinstance(new_tokens, bool) or not isinstance(new_tokens, Integral) or new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {new_tokens!r}, expected an integer of at least 0")
     for index, prompt in enumerate(prompts):
         ids = np.asarray(prompt)
         if ids.size == 0:
             raise ValueError(f"prompt {index} is empty, expected at least one token")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"prompt {index} is {ids.dtype} of shape {list(ids.shape)}, "
+                "expected a flat list of integer ids"
+            )
         bad = np.flatnonzero((ids < 0) | (ids >= config.vocab_size))
         if bad.size:
             raise ValueError(
@@ -168,11 +176,12 @@ def generate_chunks(
 
     Args:
       model, params: the language model.
-      prompts: B lists of ids, of any lengths; checked by `check_request`.
+      prompts: B ≥ 1 lists of ids, of any lengths; checked by `check_request`.
       sampling: one entry per prompt.
       max_new_tokens: at most this many new tokens per row.
       eos_ids: ids that end a row, themselves emitted.
-      stopped: bool [B], the caller's: rows it sets to True emit nothing in later chunks.
+      stopped: bool [B], the caller's: rows it sets to True, at any time, emit nothing in later
+        chunks.
     """
     check_request(model.config, prompts, max_new_tokens)
     n_rows = len(prompts)
@@ -192,6 +201,7 @@ def generate_chunks(
     yield Chunk(np.zeros((n_rows, 0), np.int32), np.zeros((n_rows, 0), np.float32))
 
     ended = remaining == 0
+    ended[:n_rows] |= stopped
     while not ended.all():
         needed = lengths + np.minimum(remaining, DECODE_STEPS)
         capacity = capacity_bucket(int(needed[~ended].max()), model.config.n_positions)
