@@ -89,7 +89,7 @@ REACH = {
 # package outside the library -> the modules of jaxcoder it may import.
 USES = {
     "conversion": (
-        "errors problems durable json_file config hf_names reference hub tokenizer "
+        "errors problems durable json_file config hf_names reference hub tokenizer tokenizer_file "
         "safetensors_header safetensors_file shards tensor_checks manifest checkpoint cache "
         "sampling model generate"
     ),
@@ -101,7 +101,7 @@ FLAX_FILES = ("jaxcoder/layers.py", "jaxcoder/model.py")
 ONLY_INSIDE_FUNCTIONS = {
     "torch": ("conversion/", "benchmarks/"),
     "transformers": ("conversion/", "benchmarks/"),
-    "huggingface_hub": ("jaxcoder/hub.py",),
+    "huggingface_hub": ("jaxcoder/hub.py", "conversion/download.py"),
 }
 TRAIN_ONLY = ("optax", "grain", "orbax")
 CODE_LOADERS = (
