@@ -6,7 +6,9 @@ licence and errors goes to standard error. A mistake is one line and exit status
 
 import dataclasses
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +61,24 @@ class SamplingOptions:
     """Above 1: make tokens already seen less likely."""
     seed: int = 0
     """Same seed, same text."""
-    stop: tuple[str, ...] = ()
-    """End the text before any of these strings."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End the text before this string."""
 
     def arguments(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
+# Plain `str | None` would read the prompt "None" as no prompt at all.
+Text = Annotated[
+    str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PROMPT",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
 Sampling = Annotated[SamplingOptions, tyro.conf.arg(name="")]
 
@@ -74,7 +87,7 @@ Sampling = Annotated[SamplingOptions, tyro.conf.arg(name="")]
 class Complete:
     """Continue a prompt given as an argument, in a file, or on standard input."""
 
-    prompt: tyro.conf.Positional[str | None] = None
+    prompt: tyro.conf.Positional[Text] = None
     """The text to continue; by default --file, else standard input."""
     file: Annotated[Path | None, tyro.conf.arg(aliases=["-f"])] = None
     """Read the prompt from this file."""
@@ -126,6 +139,8 @@ class Infill:
     def run(self) -> None:
         if self.in_place and (self.file is None or self.json or self.full):
             raise ValueError("--in-place needs FILE and goes with neither --json nor --full")
+        if self.json and self.full:
+            raise ValueError("both --json and --full were given; give one")
         prefix, suffix = self._sides()
         generator = self.model.load()
         arguments = self.sampling.arguments()
@@ -174,10 +189,7 @@ class Info:
         from .info import describe, format_description
 
         description = describe(self.model.load(), context=self.context)
-        if self.json:
-            print(json.dumps(description))
-        else:
-            print(format_description(description))
+        _write((json.dumps(description) if self.json else format_description(description)) + "\n")
 
 
 def split_at(text: str, at: str) -> tuple[str, str]:
@@ -221,6 +233,8 @@ def _read(path: Path) -> str:
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; give a prompt or --file")
     if sys.stdin.isatty():
         print("jaxcoder: type the prompt, end it with Ctrl-D", file=sys.stderr)
     try:
@@ -230,21 +244,31 @@ def _read_stdin() -> str:
 
 
 def _print_pieces(pieces: Iterator[str]) -> None:
-    """Exactly the text, as UTF-8 whatever the locale; a newline ends it on a terminal."""
-    out = sys.stdout.buffer
+    """Exactly the text, piece by piece; a newline ends it on a terminal."""
     last = ""
     for piece in pieces:
-        out.write(piece.encode())
-        out.flush()
-        last = piece
+        _write(piece)
+        last = piece or last
     if sys.stdout.isatty() and not last.endswith("\n"):
-        out.write(b"\n")
-    out.flush()
+        _write("\n")
+
+
+def _write(text: str) -> None:
+    """Put `text` on standard output at once, as UTF-8 whatever the locale."""
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except OSError as exc:
+        # Python would try once more at exit, and complain in words of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(exc, BrokenPipeError):  # the reader has gone, as `| head` does
+            raise SystemExit(1) from None
+        raise ValueError(f"standard output: cannot be written ({exc.strerror})") from exc
 
 
 def _print_json(completion: "Completion") -> None:
     fields = dataclasses.asdict(completion)
-    print(json.dumps(fields | {"timings": completion.timings._asdict()}))
+    _write(json.dumps(fields | {"timings": completion.timings._asdict()}) + "\n")
 
 
 def _say_trimmed(trimmed: tuple[int, int]) -> None:
@@ -256,8 +280,13 @@ def _say_trimmed(trimmed: tuple[int, int]) -> None:
         )
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"jaxcoder: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of the ``jaxcoder`` command."""
+    warnings.showwarning = _show_warning  # one line, as errors are
     command = tyro.cli(
         tyro.conf.OmitArgPrefixes[
             Annotated[Complete, tyro.conf.subcommand("complete")]
@@ -272,9 +301,5 @@ def main() -> None:
     except ValueError as exc:
         print(f"jaxcoder: {exc}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:
-        # The reader has gone, as `| head` does; closing stderr stops Python's own complaint.
-        sys.stderr.close()
-        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -30,8 +30,9 @@ def resolve_dtype(name: str, device: jax.Device) -> jnp.dtype:
 
 def _has_bfloat16(device: jax.Device) -> bool:
     if device.platform == "gpu":
-        capability = getattr(device, "compute_capability", "0.0")
-        return float(capability) >= 8.0
+        # NVIDIA's are such as "9.0"; AMD's, such as "gfx942", are no number.
+        major = device.compute_capability.partition(".")[0]
+        return major.isdecimal() and int(major) >= 8
     return device.platform == "tpu"
 
 

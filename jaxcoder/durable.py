@@ -96,13 +96,16 @@ def replace_file(path: Path, data: bytes) -> None:
     target = path.resolve()
     partial = target.parent / f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        with partial.open("xb") as file:
+        # Private until the mode is copied: nobody may read meanwhile what they could not before.
+        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         shutil.copymode(target, partial)
         partial.replace(target)
         sync_to_disk(target.parent)
-    except OSError as exc:
+    except BaseException as exc:
         partial.unlink(missing_ok=True)
+        if not isinstance(exc, OSError):
+            raise
         raise ValueError(f"{path}: cannot be written ({exc.strerror}); it is as it was") from exc
