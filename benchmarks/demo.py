@@ -51,7 +51,10 @@ def main() -> int:
     error = np.abs(parity.forward(model, params, context).logits - truth).max()
     _say("computed all of it once more in NumPy float64", start)
     limit = LOGITS_BOUND * max(10.0, np.abs(truth).max())
-    is_greedy = truth[PROMPT_TOKENS - 1 : -1].argmax(-1) == np.array(tokens)
+    # A token within twice the error of the best is a tie that float32 cannot decide.
+    drawn_from = truth[PROMPT_TOKENS - 1 : -1]
+    chosen = np.take_along_axis(drawn_from, np.array(tokens)[:, None], axis=-1)[:, 0]
+    is_greedy = drawn_from.max(-1) - chosen <= 2 * error
     print(f"\nlargest logit difference {error:.1e} (allowed {limit:.1e})")
     print(f"{is_greedy.sum()} of {NEW_TOKENS} decoded tokens are the float64 argmax")
     holds = bool(error <= limit and is_greedy.all())

@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxcoder.cache import KVCache, init_cache
 from jaxcoder.generate import generate_chunks
-from jaxcoder.layers import Block
 from jaxcoder.model import GPTBigCode
 from jaxcoder.reference import log_softmax
 from jaxcoder.sampling import sampling_params
@@ -38,7 +37,7 @@ def forward(model: GPTBigCode, params: dict, tokens: Array) -> Layered:
 @functools.partial(jax.jit, static_argnums=0)
 def _recorded(model: GPTBigCode, params: dict, tokens: jax.Array) -> tuple[Any, list[Any]]:
     def is_recorded(module: Any, _method: str) -> bool:
-        return isinstance(module, Block) or module.name in ("dropout", "ln_f")
+        return len(module.path) == 1  # the model's own parts, not the parts of a block
 
     (logits, _), state = model.apply(
         {"params": params}, tokens, capture_intermediates=is_recorded, mutable=["intermediates"]
