@@ -36,6 +36,8 @@ def check_ids(ids: object) -> list[int]:
                 f"prompt: token {token!r} at position {position} is {type(token).__name__}, "
                 "expected an integer id"
             )
+        if not -(2**63) <= token < 2**63:  # an array would make it an object or a float
+            raise ValueError(f"prompt: token {token} at position {position} is no id of any model")
     return [int(token) for token in ids]
 
 

@@ -139,7 +139,7 @@ class Generator:
         # Not a comprehension: up to Python 3.11 it would be a frame of its own to a warning.
         for each in [prompt] if is_single else prompt:
             prompts.append(self._ids(each, special))
-        self._check(prompts, max_new_tokens)
+        check_request(self.config, prompts, max_new_tokens)
         sampling = _sampling(len(prompts), n, temperature, top_k, top_p, repetition_penalty, seed)
         rows = [ids for ids in prompts for _ in range(n)]
         completions = self._complete(rows, sampling, max_new_tokens, stop, progress)
@@ -171,7 +171,7 @@ class Generator:
         ids = self._ids(prompt, special)
         sampling = _sampling(1, 1, temperature, top_k, top_p, repetition_penalty, seed)
         builder = self._builder(check_stop(stop))
-        self._check([ids], max_new_tokens)
+        check_request(self.config, [ids], max_new_tokens)
         return self._stream(ids, sampling, max_new_tokens, builder)
 
     def infill(
@@ -299,10 +299,6 @@ class Generator:
                 )
             ids = self.tokenizer.encode(prompt, special=special)
         return ids or [self.tokenizer.end_of_text]
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        check_count("max_new_tokens", max_new_tokens, least=0)
-        check_request(self.config, prompts, max_new_tokens)
 
     def _builder(self, stop: Sequence[str]) -> CompletionBuilder:
         return CompletionBuilder(

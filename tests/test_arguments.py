@@ -43,6 +43,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("47-negative", {"prompt": [20, -1]}, "token -1 at position 1, expected ids from 0 to 287"),
     ("47-vocab-size", {"prompt": [288]}, "token 288 at position 0, expected ids from 0 to 287"),
     ("47-huge", {"prompt": [20, 2**70]}, f"token {2**70} at position 1"),
+    ("47-huge-and-negative", {"prompt": [-1, 2**63]}, f"token {2**63} at position 1"),
     ("47-float", {"prompt": [20, 21.0]}, "token 21.0 at position 1 is float"),
     ("47-numpy-float", {"prompt": np.array([20.0])}, "token .*20.0.* at position 0 is float64"),
     ("47-bool", {"prompt": [20, True]}, "token True at position 1 is bool"),

@@ -56,7 +56,7 @@ def test_either_side_may_be_empty(
 def test_middle_may_be_empty(generator: Generator) -> None:
     """End of text at once: an empty text, and one token."""
     middles = (
-        generator.infill(PREFIX, SUFFIX, temperature=1.0, seed=seed, max_new_tokens=1)
+        generator.infill(f"x{seed} = ", SUFFIX, temperature=1.0, seed=seed, max_new_tokens=1)
         for seed in range(1000)
     )
     empty = next(middle for middle in middles if middle.finish_reason == "eos")

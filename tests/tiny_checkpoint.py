@@ -66,7 +66,7 @@ def _tensors(vocab: dict[str, int]) -> dict[str, np.ndarray]:
     embedding[vocab[_START], 0] = 10.0
     head[[vocab[letter] for letter in _ENDS], 0] = 3.0
     head[[vocab[token] for token in _LIKED], 1] = 4.0
-    head[vocab["<|endoftext|>"], 1] = 3.0
+    head[vocab["<|endoftext|>"], 1] = 3.5
     return tensors
 
 
