@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-if TYPE_CHECKING:
-    from .completion import Completion
-    from .generator import Generator
+from .completion import Completion
+from .durable import replace_file
+from .generator import Generator
+from .info import describe, format_description
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class ModelOptions:
     local_files_only: bool = False
     """Use what the Hub's cache holds; never the network."""
 
-    def load(self) -> "Generator":
-        from .generator import Generator  # late, so that --help does not wait for JAX
-
+    def load(self) -> Generator:
         return Generator.from_pretrained(
             self.model,
             dtype=self.dtype,
@@ -150,8 +149,6 @@ class Infill:
                 _print_json(completion)
             else:
                 _say_trimmed(completion.trimmed)
-                from .durable import replace_file
-
                 replace_file(self.file, (prefix + completion.text + suffix).encode())
             return
         asked = generator.infill_prompt(
@@ -186,8 +183,6 @@ class Info:
     model: Model = ModelOptions()
 
     def run(self) -> None:
-        from .info import describe, format_description
-
         description = describe(self.model.load(), context=self.context)
         _write((json.dumps(description) if self.json else format_description(description)) + "\n")
 
@@ -266,7 +261,7 @@ def _write(text: str) -> None:
         raise ValueError(f"standard output: cannot be written ({exc.strerror})") from exc
 
 
-def _print_json(completion: "Completion") -> None:
+def _print_json(completion: Completion) -> None:
     fields = dataclasses.asdict(completion)
     _write(json.dumps(fields | {"timings": completion.timings._asdict()}) + "\n")
 
