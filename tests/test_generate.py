@@ -372,9 +372,31 @@ def test_the_old_state_is_given_up_to_the_new_one(dtype: jnp.dtype) -> None:
     prefilled = prefill(model, params, empty, tokens, counts)
     eos, stopped = np.array([-1], np.int32), np.zeros(2, np.bool_)
     decoded, _, _ = decode_chunk(model, params, prefilled, sampling_params(2), eos, stopped)
+    # Five tokens each, of which the last one is not fed back.
+    assert np.array_equal(decoded.cache.lengths, counts + 4)
+    assert np.array_equal(decoded.remaining, [0, 0])
     for old in (empty, prefilled):
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.cache.layers, old.seen)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((decoded, params)))
+
+
+def test_prefill_gives_each_row_its_own_logits_length_and_seen_tokens() -> None:
+    """A row's padding changes nothing, and a row without tokens keeps what it had."""
+    params = random_params(MQA)
+    tokens, counts = random_tokens(4, 32), np.array([4, 7, 0, 32], np.int32)
+    state = empty_state(MQA, 4, 48)
+    state = state._replace(logits=state.logits + 5, remaining=jnp.array([1, 2, 3, 4], jnp.int32))
+    after = prefill(GPTBigCode(MQA), params, state, tokens, counts)
+    assert np.array_equal(after.cache.lengths, counts)
+    assert np.array_equal(after.remaining, [1, 2, 3, 4])
+    tensors = random_tensors(MQA)
+    for row, count in enumerate(counts):
+        assert np.flatnonzero(after.seen[row]).tolist() == sorted(set(tokens[row, :count].tolist()))
+        if count == 0:
+            assert np.array_equal(after.logits[row], np.full(MQA.vocab_size, 5))
+        else:
+            expected = reference.forward(tensors, MQA, tokens[row, :count]).logits[-1]
+            assert np.abs(after.logits[row] - expected).max() <= LOGPROB_TOLERANCE
 
 
 class Buckets:

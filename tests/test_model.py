@@ -49,6 +49,19 @@ def test_float32_logits_equal_the_reference(case: str) -> None:
     assert float32_error(config, reference_logits(config, tokens), tokens) <= FLOAT32_TOLERANCE
 
 
+def test_attention_scales_are_these_numbers() -> None:
+    """The model and the reference both ask the config, so that it is held to plain numbers here."""
+    by_layer = CASES["gpt2-by-layer"]
+    assert MQA.head_dim == by_layer.head_dim == 8
+    for layer in (0, 1, 5):
+        assert MQA.attention_scale(layer) == pytest.approx(0.3535533905932738, rel=1e-15)
+        assert CASES["mqa-unscaled"].attention_scale(layer) == 1
+    assert by_layer.attention_scale(0) == pytest.approx(0.3535533905932738, rel=1e-15)
+    assert by_layer.attention_scale(1) == pytest.approx(0.1767766952966369, rel=1e-15)
+    both = dataclasses.replace(by_layer, scale_attn_weights=False)
+    assert both.attention_scale(4) == 0.2
+
+
 MISTAKES = {
     "epsilon": (MQA, {"layer_norm_epsilon": 1e-3}),
     "activation": (MQA, {"activation_function": "gelu"}),

@@ -53,6 +53,11 @@ class Setting(NamedTuple):
         )
 
 
+def joined(parts: list[SamplingParams]) -> SamplingParams:
+    """The rows of all parts in one batch."""
+    return SamplingParams(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
 SETTINGS = [
     Setting(temperature, top_k, top_p, penalty)
     for temperature in (0.5, 1.0, 1.7)
@@ -342,6 +347,17 @@ GREEDY = [
 ]
 
 
+def test_at_temperature_zero_no_token_is_excluded_nor_scaled() -> None:
+    """Also beside a row that is filtered."""
+    settings = [Setting(0.0, top_k=7, top_p=0.5, repetition_penalty=1.3), Setting(1.0, top_k=7)]
+    both = joined([setting.params(1) for setting in settings])
+    rows = (2, 1)
+    greedy, sampled = np.asarray(_process_logits(np.tile(LOGITS, rows), np.tile(SEEN, rows), both))
+    assert np.isfinite(sampled).sum() == 7
+    expected = penalised(LOGITS, 1.3)
+    assert np.abs(greedy - (expected - expected.max())).max() < 1e-5
+
+
 @pytest.mark.parametrize("setting", GREEDY, ids=str)
 def test_degenerate_settings_take_the_largest_logit_and_the_lowest_id_among_equals(
     setting: Setting,
@@ -436,9 +452,7 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     ]
     for _ in range(3):
         order = rng.permutation(count)
-        together = SamplingParams(
-            *(np.concatenate(fields) for fields in zip(*(alone[i] for i in order), strict=True))
-        )
+        together = joined([alone[row] for row in order])
         tokens = decode(logits[order], together, seen=seen[order], positions=positions[order])
         assert tokens[:, 0].tolist() == [expected[row] for row in order]
 
