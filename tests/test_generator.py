@@ -15,6 +15,8 @@ from tokenizer_files import byte_tokenizer_json, write_tokenizer
 
 import jaxcoder
 from jaxcoder import CheckpointError, Completion, ConfigError, Generator, TokenizerError, reference
+from jaxcoder.checkpoint import save_checkpoint
+from jaxcoder.completion import CompletionBuilder, Timings
 from jaxcoder.hf_names import params_to_hf
 
 pytest_plugins = ["tiny_checkpoint"]
@@ -79,6 +81,20 @@ def test_dtype_is_that_of_weights_and_computation(tiny_checkpoint: Path, dtype: 
     assert logits.dtype == jnp.float32
     error = np.abs(logits[0] - reference_logits(generator, [1, 2, 3])).max()
     assert error < ATOL if dtype == "float32" else ATOL < error < 0.5
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_stored_dtype_does_not_decide(
+    generator: Generator, tiny_checkpoint: Path, tmp_path: Path, stored: str, asked: str
+) -> None:
+    """What is asked for is what runs, also where more is asked for than is stored."""
+    params = jax.tree.map(lambda leaf: leaf.astype(stored), generator.params)
+    tokenizer_file = tiny_checkpoint / "tokenizer.json"
+    save_checkpoint(tmp_path / "saved", generator.config, params, tokenizer_file=tokenizer_file)
+    loaded = Generator.from_pretrained(tmp_path / "saved", dtype=asked)
+    for ours, theirs in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
+        assert ours.dtype == asked
+        np.testing.assert_array_equal(ours, theirs.astype(asked))
 
 
 def test_auto_dtype_on_cpu_is_float32(generator: Generator) -> None:
@@ -175,6 +191,16 @@ def test_end_of_text_is_in_the_tokens_and_not_in_the_text(generator: Generator) 
     assert len(completion.logprobs) == len(completion.tokens) < 40
     assert "<|endoftext|>" not in completion.text
     assert completion.text == generator.tokenizer.decode(completion.tokens)
+
+
+def test_an_ending_token_that_is_no_special_one_is_not_in_the_text_either() -> None:
+    """A config may name any id, such as that of a newline, as the end of a text."""
+    builder = CompletionBuilder(lambda token: b"%d" % token, eos_ids=(7,), special_ids={8}, stop=())
+    builder.push(np.array([1, 8, 2, 7, -1]), np.zeros(5))
+    builder.finish()
+    completion = builder.completion(Timings(0.0, 0.0, 0.0))
+    assert (completion.text, completion.tokens) == ("12", [1, 8, 2, 7])
+    assert completion.finish_reason == "eos"
 
 
 def test_length_is_the_reason_when_the_budget_is_used_up(generator: Generator) -> None:
@@ -326,6 +352,16 @@ def test_samples_differ_and_repeat_by_seed(generator: Generator) -> None:
     assert all(a != b for a in first for b in drawn(2))
     # The high word of a seed counts too.
     assert drawn(1 + 2**32) != first
+
+
+def test_samples_of_many_prompts_are_those_of_each(generator: Generator) -> None:
+    """18 rows, so that a prompt's samples fall into two groups of rows."""
+    prompts = [[20 + number] * (6 - number) for number in range(6)]
+    options = {"n": 3, "temperature": 1.0, "max_new_tokens": 8}
+    together = generator.generate(prompts, **options)
+    for prompt, samples in zip(prompts, together, strict=True):
+        alone = generator.generate(prompt, **options)
+        assert [each.tokens for each in samples] == [each.tokens for each in alone]
 
 
 def test_prompt_that_does_not_fit_is_named_by_its_place(generator: Generator) -> None:
