@@ -242,7 +242,7 @@ def test_attention_in_query_blocks_equals_attention_at_once(
     monkeypatch.setattr(layers, "QUERY_BLOCK", 4)
     monkeypatch.setattr(layers, "product", counted)
     in_blocks = logits()
-    assert calls.count("btkgh,bskh->bkgts") == 2 * config.n_layer * 6
+    assert calls.count("bkrh,bskh->bkrs") == 2 * config.n_layer * 6
     for blocked, whole in zip(in_blocks, at_once, strict=True):
         assert np.abs(blocked - whole).max() <= REORDERED_TOLERANCE
 
@@ -277,7 +277,9 @@ def rate_name(path: tuple[str, ...]) -> str:
 def zero_fraction(path: tuple[str, ...], output: np.ndarray) -> float:
     """The share of zeros; of attention weights only those at or below the diagonal count."""
     if rate_name(path) == "attn_pdrop":
-        output = output[..., np.tril(np.ones(output.shape[-2:], bool))]
+        length = output.shape[-1]
+        by_head = output.reshape(-1, length, length)  # rows of [B, K, G·T, S] are head by head
+        output = by_head[:, np.tril(np.ones((length, length), bool))]
     return float((output == 0).mean())
 
 
