@@ -157,8 +157,10 @@ def _block(
     high = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     scores = high("rnh,rsh->rns", q.reshape(1, N, H), k) / H**0.5
     visible = jnp.arange(k.shape[1])[None, None] <= slot[:, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf))
-    x = x + product(high("rns,rsh->rnh", weights, v).reshape(1, D), p["proj"])
+    scores = jnp.where(visible, scores, -jnp.inf)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    mixed = high("rns,rsh->rnh", weights, v) / weights.sum(-1, keepdims=True)
+    x = x + product(mixed.reshape(1, D), p["proj"])
     return x + product(jax.nn.gelu(product(_norm(x), p["fc"])), p["out"]), buffers
 
 
