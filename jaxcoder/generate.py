@@ -192,8 +192,8 @@ def generate_chunks(
     sampling = SamplingParams(*(_pad_rows(field, batch) for field in sampling))
     eos = np.array(list(eos_ids) or [-1], np.int32)
 
-    needed = lengths + np.minimum(remaining, DECODE_STEPS)
-    capacity = capacity_bucket(int(needed.max()), model.config.n_positions)
+    # No more slots than the prompts need: prefill's attention runs over all of them.
+    capacity = capacity_bucket(int(lengths.max()), model.config.n_positions)
     state = _empty_state(model, capacity, remaining)
     for tokens, counts in _pieces(prompts, batch):
         state = prefill(model, params, state, tokens, counts)
