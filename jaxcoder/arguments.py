@@ -5,6 +5,8 @@ from numbers import Integral
 
 import numpy as np
 
+from .config import ModelConfig
+
 Prompt = str | Sequence[int]
 
 LONGEST_STOP, MOST_STOPS = 1000, 64
@@ -62,3 +64,36 @@ def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
                 f"stop[{index}] is {shown}, expected a string of 1 to {LONGEST_STOP} characters"
             )
     return tuple(stops)
+
+
+def check_token_rows(
+    tokens: object, lengths: Sequence[int] | None, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """`tokens` as integers [B, T] and `lengths` as integers [B], by default T each.
+
+    Refuses another shape or type, T above n_positions, and lengths outside 1..T.
+    """
+    try:
+        rows = np.asarray(tokens)
+    except ValueError as exc:
+        raise ValueError(
+            "tokens has rows of different lengths, expected integers [B, T]; "
+            "pad them on the right and pass lengths"
+        ) from exc
+    if rows.ndim != 2 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(
+            f"tokens is {rows.dtype} of shape {list(rows.shape)}, "
+            "expected integers [B, T] and at least one"
+        )
+    batch, length = rows.shape
+    if length > config.n_positions:
+        raise ValueError(
+            f"tokens has T = {length}, which exceeds the model's {config.n_positions} "
+            "positions; pass fewer"
+        )
+    counts = np.full(batch, length) if lengths is None else np.asarray(lengths)
+    if counts.shape != (batch,) or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(f"lengths is {lengths!r}, expected {batch} integers")
+    if counts.min() < 1 or counts.max() > length:
+        raise ValueError(f"lengths is {lengths!r}, expected values from 1 to T = {length}")
+    return rows, counts

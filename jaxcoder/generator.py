@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,25 +10,29 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from . import fim
-from .arguments import Prompt, check_count, check_ids, check_stop, is_single_prompt
+from .arguments import (
+    Prompt,
+    check_count,
+    check_ids,
+    check_stop,
+    check_token_rows,
+    is_single_prompt,
+)
 from .checkpoint import load_checkpoint
-from .completion import Completion, CompletionBuilder, Timings
+from .completion import Completion
 from .config import ModelConfig
 from .devices import announce, resolve_dtype
 from .errors import CheckpointError, TokenizerError
-from .generate import check_request, generate_chunks, length_bucket
+from .generate import check_request, length_bucket
 from .hub import resolve
 from .model import GPTBigCode
+from .row_decoder import RowDecoder
 from .sampling import SamplingParams, sampling_params
-from .timing import Stopwatch
 from .tokenizer import Tokenizer
 
 Array = jax.Array
-ROWS_AT_ONCE = 16
-"""Rows decoded together; a longer list of prompts is worked off in groups of similar length."""
 
 
 class InfillPrompt(NamedTuple):
@@ -142,7 +145,9 @@ class Generator:
         check_request(self.config, prompts, max_new_tokens)
         sampling = _sampling(len(prompts), n, temperature, top_k, top_p, repetition_penalty, seed)
         rows = [ids for ids in prompts for _ in range(n)]
-        completions = self._complete(rows, sampling, max_new_tokens, stop, progress)
+        completions = self._rows.complete(
+            rows, sampling, max_new_tokens, check_stop(stop), progress=progress
+        )
         if n > 1:
             completions = [completions[i : i + n] for i in range(0, len(completions), n)]
         return completions[0] if is_single else completions
@@ -170,9 +175,9 @@ class Generator:
             raise ValueError("stream takes one prompt; pass a list of prompts to generate")
         ids = self._ids(prompt, special)
         sampling = _sampling(1, 1, temperature, top_k, top_p, repetition_penalty, seed)
-        builder = self._builder(check_stop(stop))
+        stops = check_stop(stop)
         check_request(self.config, [ids], max_new_tokens)
-        return self._stream(ids, sampling, max_new_tokens, builder)
+        return self._rows.stream(ids, sampling, max_new_tokens, stops)
 
     def infill(
         self,
@@ -203,7 +208,9 @@ class Generator:
         asked = self.infill_prompt(prefix, suffix, mode=mode, max_new_tokens=max_new_tokens)
         sampling = _sampling(1, n, temperature, top_k, top_p, repetition_penalty, seed)
         rows = [asked.tokens] * n
-        completions = self._complete(rows, sampling, max_new_tokens, stop, progress)
+        completions = self._rows.complete(
+            rows, sampling, max_new_tokens, check_stop(stop), progress=progress
+        )
         completions = [dataclasses.replace(c, trimmed=asked.trimmed) for c in completions]
         return completions if n > 1 else completions[0]
 
@@ -251,32 +258,11 @@ class Generator:
         Raises:
           ValueError: wrong shape, T above n_positions, an id or a length out of range.
         """
-        try:
-            tokens = np.asarray(tokens)
-        except ValueError as exc:
-            raise ValueError(
-                "tokens has rows of different lengths, expected integers [B, T]; "
-                "pad them on the right and pass lengths"
-            ) from exc
-        if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(
-                f"tokens is {tokens.dtype} of shape {list(tokens.shape)}, "
-                "expected integers [B, T] and at least one"
-            )
-        batch, length = tokens.shape
-        if length > self.config.n_positions:
-            raise ValueError(
-                f"tokens has T = {length}, which exceeds the model's {self.config.n_positions} "
-                "positions; pass fewer"
-            )
-        counts = np.full(batch, length) if lengths is None else np.asarray(lengths)
-        if counts.shape != (batch,) or not np.issubdtype(counts.dtype, np.integer):
-            raise ValueError(f"lengths is {lengths!r}, expected {batch} integers")
-        if counts.min() < 1 or counts.max() > length:
-            raise ValueError(f"lengths is {lengths!r}, expected values from 1 to T = {length}")
+        tokens, counts = check_token_rows(tokens, lengths, self.config)
         check_request(
             self.config, [row[:count] for row, count in zip(tokens, counts, strict=True)], 0
         )
+        batch, length = tokens.shape
         is_real = np.arange(length)[None, :] < counts[:, None]
         bucket = length_bucket(length)  # a multiple of the largest bucket above it
         padded = min(-(-length // bucket) * bucket, self.config.n_positions)
@@ -300,84 +286,9 @@ class Generator:
             ids = self.tokenizer.encode(prompt, special=special)
         return ids or [self.tokenizer.end_of_text]
 
-    def _builder(self, stop: Sequence[str]) -> CompletionBuilder:
-        return CompletionBuilder(
-            self.tokenizer.token_bytes,
-            eos_ids=self.config.eos_token_ids,
-            special_ids=self.tokenizer.special_ids,
-            stop=stop,
-        )
-
-    def _stream(
-        self,
-        ids: Sequence[int],
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        builder: CompletionBuilder,
-    ) -> Iterator[str]:
-        for _ in self._decode([ids], sampling, max_new_tokens, [builder]):
-            if piece := builder.take():
-                yield piece
-
-    def _complete(
-        self,
-        rows: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        stop: str | Sequence[str],
-        progress: bool,
-    ) -> list[Completion]:
-        """Decode rows in groups of similar length; completions come back in the rows' order."""
-        stops = check_stop(stop)
-        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        completions: dict[int, Completion] = {}
-        with tqdm(total=len(rows), unit=" completions", disable=not progress) as bar:
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                group = by_length[start : start + ROWS_AT_ONCE]
-                builders = [self._builder(stops) for _ in group]
-                group_sampling = SamplingParams(*(field[group] for field in sampling))
-                prompts = [rows[row] for row in group]
-                for timings in self._decode(prompts, group_sampling, max_new_tokens, builders):
-                    spent = timings
-                    bar.set_postfix(tokens=sum(builder.token_count for builder in builders))
-                bar.update(len(group))
-                for row, builder in zip(group, builders, strict=True):
-                    completions[row] = builder.completion(spent)
-        return [completions[row] for row in range(len(rows))]
-
-    def _decode(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        builders: Sequence[CompletionBuilder],
-    ) -> Iterator[Timings]:
-        """Feed each row's builder chunk by chunk; yields the time spent so far after each."""
-        stopped = np.zeros(len(prompts), bool)
-        chunks = generate_chunks(
-            self.model,
-            self.params,
-            prompts,
-            sampling,
-            max_new_tokens=max_new_tokens,
-            eos_ids=self.config.eos_token_ids,
-            stopped=stopped,
-        )
-        timings = Timings(compile=0.0, prefill=0.0, decode=0.0)
-        for phase in itertools.chain(["prefill"], itertools.repeat("decode")):
-            # Timed around the call alone: between two chunks the time is the caller's.
-            with Stopwatch() as watch:
-                chunk = next(chunks, None)
-            timings = timings.plus(phase, watch)
-            if chunk is None:
-                break
-            for row, builder in enumerate(builders):
-                builder.push(chunk.tokens[row], chunk.logprobs[row])
-                stopped[row] = builder.stopped
-            yield timings
-        for builder in builders:
-            builder.finish()
-        yield timings
+    @property
+    def _rows(self) -> RowDecoder:
+        return RowDecoder(self.model, self.params, self.tokenizer)
 
 
 def embedded_demo() -> Path:

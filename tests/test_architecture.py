@@ -35,10 +35,10 @@ LIBRARY = {
     "byte_level": Allowed(),
     "timing": Allowed("", "jax"),
     "devices": Allowed("", "jax"),
-    "arguments": Allowed("", "numpy"),
     "durable": Allowed("errors"),
     "json_file": Allowed("problems"),
     "config": Allowed("errors problems json_file"),
+    "arguments": Allowed("config", "numpy"),
     "hf_names": Allowed("config", "numpy"),
     "reference": Allowed("config", "numpy"),
     "hub": Allowed("errors", "huggingface_hub"),
@@ -65,10 +65,11 @@ LIBRARY = {
     "model": Allowed("config cache layers", "jax flax"),
     "generate": Allowed("config cache model sampling", "jax numpy"),
     "completion": Allowed("text_stream timing", "numpy"),
+    "row_decoder": Allowed("completion generate model sampling timing tokenizer", "numpy tqdm"),
     "generator": Allowed(
-        "errors arguments config fim tokenizer text_stream timing devices hub checkpoint cache "
-        "sampling model generate completion",
-        "jax numpy tqdm",
+        "errors arguments config fim tokenizer devices hub checkpoint "
+        "sampling model generate completion row_decoder",
+        "jax numpy",
     ),
     "info": Allowed("config cache generator", "jax"),
 }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-import jaxcoder.generator as generator_module
+import jaxcoder.row_decoder as row_decoder
 from jaxcoder import Generator
 from jaxcoder.generate import Chunk
 
@@ -109,14 +109,14 @@ def test_one_stop_string_cuts_where_it_first_occurs(generator: Generator) -> Non
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
     """The chunks that the model has given since the test began."""
-    real, chunks = generator_module.generate_chunks, []
+    real, chunks = row_decoder.generate_chunks, []
 
     def record(*arguments, **options) -> Iterator[Chunk]:
         for chunk in real(*arguments, **options):
             chunks.append(chunk)
             yield chunk
 
-    monkeypatch.setattr(generator_module, "generate_chunks", record)
+    monkeypatch.setattr(row_decoder, "generate_chunks", record)
     return chunks
 
 
