@@ -1,4 +1,4 @@
-"""The key/value cache: the one file that knows its layout.
+"""The key/value cache: the one file that knows how its buffers are laid out and used.
 
 Row b holds ``lengths[b]`` tokens; token t of a row sits in slot t, which is also its position. New
 tokens are written at ``lengths[b]`` onward and slots at or beyond it are never attended to, so
@@ -53,6 +53,18 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype)
     shape = (batch, capacity, config.n_kv_head, 2 * config.head_dim)
     layers = tuple(jax.device_put(np.zeros(shape, dtype)) for _ in range(config.n_layer))
     return KVCache(layers, jax.device_put(np.zeros(batch, np.int32)))
+
+
+def cache_bytes(config: ModelConfig, capacity: int, dtype: jnp.dtype) -> int:
+    """Bytes that the buffers of one row of `capacity` slots take."""
+    row = config.n_kv_head * 2 * config.head_dim * jnp.dtype(dtype).itemsize
+    return config.n_layer * capacity * row
+
+
+def keys_and_values(kv: Array) -> tuple[Array, Array]:
+    """Split [B, S, K, 2H], a buffer or fresh projections, into keys and values [B, S, K, H]."""
+    head_dim = kv.shape[-1] // 2
+    return kv[..., :head_dim], kv[..., head_dim:]
 
 
 def append(buffer: Array, lengths: Array, kv: Array) -> Array:

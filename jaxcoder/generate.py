@@ -140,6 +140,7 @@ def check_request(config: ModelConfig, prompts: Sequence[Sequence[int]], new_tok
     """
     if isinstance(new_tokens, bool) or not isinstance(new_tokens, Integral) or new_tokens < 0:
         raise ValueError(f"max_new_tokens is {new_tokens!r}, expected an integer of at least 0")
+    new_tokens = int(new_tokens)  # a small NumPy integer would wrap around in the sum below
     for index, prompt in enumerate(prompts):
         ids = np.asarray(prompt)
         if ids.size == 0:
@@ -184,6 +185,7 @@ def generate_chunks(
         chunks.
     """
     check_request(model.config, prompts, max_new_tokens)
+    max_new_tokens = int(max_new_tokens)
     n_rows = len(prompts)
     batch = 1 << (n_rows - 1).bit_length()
     padding = batch - n_rows

@@ -263,13 +263,12 @@ class Generator:
             self.config, [row[:count] for row, count in zip(tokens, counts, strict=True)], 0
         )
         batch, length = tokens.shape
-        is_real = np.arange(length)[None, :] < counts[:, None]
         bucket = length_bucket(length)  # a multiple of the largest bucket above it
         padded = min(-(-length // bucket) * bucket, self.config.n_positions)
         ids = np.zeros((batch, padded), np.int32)
-        ids[:, :length] = np.where(is_real, tokens, 0)
-        logits = _forward(self.model, self.params, ids)[:, :length]
-        return jnp.where(is_real[:, :, None], logits, jnp.nan)
+        for row, count in enumerate(counts):
+            ids[row, :count] = tokens[row, :count]
+        return _forward(self.model, self.params, ids, counts.astype(np.int32))[:, :length]
 
     def _ids(self, prompt: Prompt, special: bool) -> list[int]:
         if not isinstance(prompt, str):
@@ -307,8 +306,10 @@ def embedded_demo() -> Path:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(model: GPTBigCode, params: dict, tokens: Array) -> Array:
-    return model.apply({"params": params}, tokens)[0]
+def _forward(model: GPTBigCode, params: dict, tokens: Array, counts: Array) -> Array:
+    logits, _ = model.apply({"params": params}, tokens)
+    is_real = jnp.arange(tokens.shape[1])[None, :] < counts[:, None]
+    return jnp.where(is_real[:, :, None], logits, jnp.nan)
 
 
 def _sampling(

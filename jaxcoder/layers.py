@@ -191,11 +191,12 @@ class Attention(nn.Module):
         if buffer is not None:
             buffer = kv_cache.append(buffer, q_slots[:, 0], kv)
             kv = buffer
+        keys, values = kv_cache.keys_and_values(kv)
         drop = nn.Dropout(config.attn_pdrop, deterministic=not train)
         mixed = attention(
             q,
-            kv[..., :h],
-            kv[..., h:],
+            keys,
+            values,
             q_slots=q_slots,
             scale=config.attention_scale(self.layer),
             dtype=self.dtype,

@@ -491,3 +491,32 @@ def test_batches_of_three_and_four_share_their_programs(compiles: list[str]) -> 
     assert len(compiles) == before + 2
     run(config, prompts_of(3, 9, 2), max_new_tokens=9, params=params)
     assert len(compiles) == before + 2
+
+
+def test_once_all_rows_have_ended_a_chunk_computes_no_more_tokens() -> None:
+    """The skip inside a chunk: the slot a further token would take stays as it was."""
+
+    def slots_written(budget: int) -> int:
+        state = empty_state(MQA, rows=1, capacity=64)
+        state = state._replace(remaining=np.array([budget], np.int32))
+        state, _, _ = decode_chunk(
+            GPTBigCode(MQA),
+            random_params(MQA),
+            state,
+            sampling_params(1),
+            np.array([-1], np.int32),
+            np.zeros(1, np.bool_),
+        )
+        return int((np.asarray(state.cache.layers[0])[0] != 0).any(axis=(1, 2)).sum())
+
+    # The last token is drawn and not fed back.
+    assert [slots_written(budget) for budget in (1, 2, 5)] == [0, 1, 4]
+    assert slots_written(100) == DECODE_STEPS
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16])
+def test_a_small_numpy_count_does_not_wrap_around(kind: type[np.integer]) -> None:
+    """As np.uint8, 60 + 255 was 59, and positions beyond the last were clamped silently."""
+    count = kind(np.iinfo(kind).max)
+    with pytest.raises(ValueError, match=rf"60 prompt tokens \+ {count} new"):
+        check_request(MQA, [[1] * 60], count)
