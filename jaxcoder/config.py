@@ -256,10 +256,12 @@ def _problems(config: ModelConfig) -> list[str]:
             f"activation_function is {shorten(config.activation_function)}, "
             f"expected one of {', '.join(ACTIVATIONS)}"
         )
-    for name in ("layer_norm_epsilon", "initializer_range"):
-        if not _is_number(value := getattr(config, name)) or not 0 < value < 1:
-            problems.append(f"{name} is {shorten(value)}, expected a number above 0 and below 1")
-    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+    epsilon = config.layer_norm_epsilon
+    if not _is_number(epsilon) or not 0 < epsilon < 1:
+        problems.append(
+            f"layer_norm_epsilon is {shorten(epsilon)}, expected a number above 0 and below 1"
+        )
+    for name in ("initializer_range", "embd_pdrop", "attn_pdrop", "resid_pdrop"):
         if not _is_number(value := getattr(config, name)) or not 0 <= value < 1:
             problems.append(
                 f"{name} is {shorten(value)}, expected a number from 0 up to, not including, 1"

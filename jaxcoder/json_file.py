@@ -1,4 +1,4 @@
-"""Strict JSON reading: bounded size, UTF-8, no repeated keys, no NaN, errors with a position."""
+"""Strict JSON reading: bounded size, UTF-8, no repeated keys, no NaN; errors say where or what."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def file_kind(mode: int) -> str:
 def read_json_object(
     path: Path, *, limit: int = 16 << 20, error: type[ValueError]
 ) -> dict[str, Any]:
-    """The JSON object in `path`; raises `error` with line and column when it is not one."""
+    """The JSON object in `path`; raises `error` when it is not one."""
     return parse_json_object(read_regular_file(path, limit=limit, error=error), path, error=error)
 
 
@@ -88,14 +88,13 @@ def parse_json_object(raw: bytes, source: object, *, error: type[ValueError]) ->
         if len(result) < len(pairs):
             seen: set[str] = set()
             key = next(k for k, _ in pairs if k in seen or seen.add(k))
-            position = max(text.rfind(json.dumps(key)), 0)
-            raise error(
-                f"{source}: {_line_column(text, position)}: duplicate key {shorten(key)}; keep one"
-            )
+            # No position: the parser gives none, and the same text may be a value or another
+            # object's key.
+            raise error(f"{source}: duplicate key {shorten(key)} in one object; keep one")
         return result
 
     def reject_constant(name: str) -> float:
-        words = re.finditer(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)', text)
+        words = re.finditer(r'"(?:[^"\\]++|\\.)*+"|-?(?:NaN|Infinity)', text)
         position = next((word.start() for word in words if word.group() == name), 0)
         raise error(f"{source}: {_line_column(text, position)}: {name} is not JSON; use a number")
 

@@ -20,6 +20,9 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 100_000
 """Twice what the deepest model that `ModelConfig` allows has."""
 
+_MAX_SEPARATORS = 16 * MAX_TENSORS
+"""Colons and commas: a tensor has 6 and one for each dimension, and metadata may have some."""
+
 MAX_NAME_LENGTH = 512
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
@@ -51,14 +54,19 @@ def parse_header(
       CheckpointError: anything that is not a header as the format and this project know it; all
         tensors at fault are listed.
     """
-    # Counted in the text first: parsing a million entries would take seconds and gigabytes.
-    count = raw.count(b'"data_offsets"')
-    if count <= MAX_TENSORS:
-        fields = parse_json_object(raw, f"{path}: header", error=CheckpointError)
-        count = len(fields)
-    if count > MAX_TENSORS:
+    # Before parsing, which would take seconds and gigabytes. JSON has no escape for either outside
+    # of strings, so no spelling hides them.
+    separators = raw.count(b":") + raw.count(b",")
+    if separators > _MAX_SEPARATORS:
         raise CheckpointError(
-            f"{path}: header lists {count} tensors, expected at most {MAX_TENSORS}; {_DAMAGED}"
+            f"{path}: header has {separators} colons and commas, expected at most "
+            f"{_MAX_SEPARATORS}, more than {MAX_TENSORS} tensors need; {_DAMAGED}"
+        )
+    fields = parse_json_object(raw, f"{path}: header", error=CheckpointError)
+    if len(fields) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{path}: header lists {len(fields)} tensors, expected at most {MAX_TENSORS}; "
+            f"{_DAMAGED}"
         )
     metadata = fields.pop("__metadata__", {})
     problems = _metadata_problems(metadata)

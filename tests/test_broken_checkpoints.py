@@ -195,6 +195,10 @@ def many_tensors(count: int, key: bytes, length: int = 0) -> Callable[[Path], ob
     return damage
 
 
+def header_of(item: bytes, count: int) -> Callable[[Path], object]:
+    return header_text(lambda _: b"{" + b",".join([item % i for i in range(count)]) + b"}")
+
+
 def added(name: str) -> Callable[[Path], object]:
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     return header(lambda fields: fields.update({name: empty}))
@@ -441,12 +445,28 @@ CASES = [
     Case(
         "20-99-MB-of-a-million-tensors",
         many_tensors(1_000_000, b'"data_offsets"', length=99_000_000),
-        (FILE, "1000000 tensors, expected at most 100000"),
+        (FILE, "7999999 colons and commas", "more than 100000 tensors need"),
     ),
     Case(
-        "20-tensors-hidden-by-escapes",
+        "20-tensors-one-too-many",
         many_tensors(100_001, b'"data\\u005foffsets"'),
         (FILE, "100001 tensors, expected at most 100000"),
+    ),
+    Case("20-numbers-for-entries", header_of(b'"%d":0', 2_000_000), (FILE, "3999999 colons")),
+    Case(
+        "20-numbers-up-to-the-bound",
+        header_of(b'"%d":0', 800_000),
+        (FILE, "800000 tensors, expected at most 100000"),
+    ),
+    Case(
+        "20-nothing-but-lists",
+        header_text(lambda t: b'{"a":[' + b"[]," * 30_000_000 + b"0]}"),
+        (FILE, "30000001 colons and commas"),
+    ),
+    Case(
+        "20-a-name-of-90-megabytes-before-nan",
+        header_text(lambda t: b'{"' + b"a" * 90_000_000 + b'": NaN}'),
+        (FILE, "line 1 column 90000006", "NaN is not JSON"),
     ),
     Case("21-fifo", instead(os.mkfifo), (FILE, "a FIFO")),
     Case("21-directory", instead(Path.mkdir), (FILE, "a directory")),

@@ -80,12 +80,17 @@ CASES = [
     Case(
         "25-duplicate-key",
         raw(b'{"n_embd": 12,\n "n_embd": 24}'),
-        ("line 2 column 2", "duplicate key 'n_embd'"),
+        ("duplicate key 'n_embd' in one object",),
     ),
     Case(
         "25-nested-duplicate",
         raw(b'{"a": {"b": 1, "b": 1}}'),
-        ("line 1 column 16", "duplicate key 'b'"),
+        ("duplicate key 'b' in one object",),
+    ),
+    Case(
+        "25-duplicate-key-that-is-also-a-value",
+        raw('{"é": 1, "é": 2,\n "x": "é"}'.encode()),
+        ("config.json: duplicate key 'é' in one object; keep one",),
     ),
     Case("25-hundred-megabytes", sparse, ("100000000 bytes, expected at most", "not read")),
     Case("25-byte-order-mark", raw(b"\xef\xbb\xbf{}"), ("line 1 column 1", "byte order mark")),

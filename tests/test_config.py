@@ -180,6 +180,11 @@ def test_round_trip_through_a_file(tmp_path: Path, changes: dict[str, Any]) -> N
     assert ModelConfig.from_file(path) == config
 
 
+def test_initializer_range_may_be_zero() -> None:
+    """It changes no number of a loaded model."""
+    assert ModelConfig.from_hf_config(FILE | {"initializer_range": 0.0}).initializer_range == 0
+
+
 def test_it_is_a_static_argument() -> None:
     assert hash(ModelConfig(**SIZES)) == hash(ModelConfig(**SIZES))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -202,7 +207,7 @@ WRONG = {
     "embd_pdrop": (1, "embd_pdrop is 1, expected a number from 0 up to, not including, 1"),
     "attn_pdrop": (-0.1, r"attn_pdrop is -0\.1, expected a number from 0"),
     "resid_pdrop": (math.nan, "resid_pdrop is nan, expected a number from 0"),
-    "initializer_range": (math.inf, "initializer_range is inf, expected a number above 0"),
+    "initializer_range": (math.inf, "initializer_range is inf, expected a number from 0"),
     "bos_token_id": (17, "bos_token_id is 17, expected an id below vocab_size 17"),
     "pad_token_id": (-1, "pad_token_id is -1, expected an id below vocab_size 17"),
     "eos_token_ids": ((0, True), "eos_token_id is True, expected an id below vocab_size 17"),
