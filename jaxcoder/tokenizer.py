@@ -5,6 +5,7 @@ cleaned up: ``decode(encode(text)) == text`` for every text whose bytes have tok
 none for byte F1, which starts U+40000..U+7FFFF (no character is assigned there).
 """
 
+import itertools
 import operator
 import reprlib
 from collections.abc import Iterable
@@ -222,11 +223,14 @@ def _build(definition: TokenizerFile, *, special_as_text: bool) -> tokenizers.To
     else:
         library.pre_tokenizer = byte_level
     # Every added token is in the vocabulary already: the library would number it anew otherwise.
-    for token in definition.added:
-        added = tokenizers.AddedToken(token.content, normalized=False, special=token.special)
-        if token.special:
-            library.add_special_tokens([added])
+    # Each call rebuilds the library's matcher of all of them, hence one call for a run of tokens.
+    for special, run in itertools.groupby(definition.added, key=lambda token: token.special):
+        added = [
+            tokenizers.AddedToken(token.content, normalized=False, special=special) for token in run
+        ]
+        if special:
+            library.add_special_tokens(added)
         else:
-            library.add_tokens([added])
+            library.add_tokens(added)
     library.encode_special_tokens = special_as_text
     return library

@@ -308,7 +308,10 @@ RAW = {
     "41-byte-order-mark": (b"\xef\xbb\xbf{}", "byte order mark"),
     "41-duplicate-key": (b'{"model": {}, "model": {}}', "duplicate key 'model'"),
     "41-git-lfs-pointer": (b"version https://git-lfs.github.com/spec/v1\n", "line 1 column 1"),
-    "37-id-of-5000-digits": (b'{"model": {"vocab": {"a": ' + b"9" * 5000 + b"}}}", "5000 digits"),
+    "37-id-of-5000-digits": (
+        b'{"model": {"vocab": {"a": ' + b"9" * 5000 + b"}}}",
+        "an integer of thousands of digits",
+    ),
     "41-nested-too-deeply": (b'{"model":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
 }
 

@@ -308,6 +308,61 @@ def test_added_tokens_outside_the_vocabulary_keep_their_ids(tmp_path: Path) -> N
     assert tokenizers.Tokenizer.from_file(str(path)).encode("<fim-middle>").ids != [1002]
 
 
+def test_added_tokens_are_registered_in_as_few_calls_as_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call costs the library time in all tokens so far: one call each is quadratic."""
+    definition = byte_tokenizer_json()
+    kinds = [True] * 500 + [False] * 500 + [True]
+    entry = definition["added_tokens"][0]
+    definition["added_tokens"] += [
+        dict(entry, id=400 + i, content=f"<|{i}|>", special=special)
+        for i, special in enumerate(kinds)
+    ]
+    sizes: list[int] = []
+
+    library_class = tokenizers.Tokenizer
+
+    class Counting:
+        """The library's class, which allows no subclass."""
+
+        def __init__(self, model: object) -> None:
+            object.__setattr__(self, "inner", library_class(model))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            setattr(self.inner, name, value)
+
+        def add_special_tokens(self, tokens: list[tokenizers.AddedToken]) -> int:
+            sizes.append(len(tokens))
+            return self.inner.add_special_tokens(tokens)
+
+        def add_tokens(self, tokens: list[tokenizers.AddedToken]) -> int:
+            sizes.append(len(tokens))
+            return self.inner.add_tokens(tokens)
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", Counting)
+    tokenizer = Tokenizer.from_file(write_tokenizer(tmp_path, definition))
+    assert sizes == [519, 500, 1] * 2
+    for i, special in enumerate(kinds):
+        assert tokenizer.encode(f"<|{i}|>", special=True) == [400 + i]
+        assert (400 + i in tokenizer.special_ids) == special
+
+
+def test_unused_ids_between_tokens_load_and_decode_to_nothing(tmp_path: Path) -> None:
+    """Model vocabularies are padded and files leave gaps; only an id past the model is an error."""
+    definition = byte_tokenizer_json()
+    highest = max(definition["model"]["vocab"].values())
+    entry = dict(definition["added_tokens"][0], id=highest + 11, content="<far>")
+    definition["added_tokens"].append(entry)
+    tokenizer = Tokenizer.from_file(write_tokenizer(tmp_path, definition), vocab_size=highest + 20)
+    assert tokenizer.vocab_size == highest + 12
+    assert tokenizer.encode("a<far>", special=True)[-1] == highest + 11
+    assert tokenizer.decode(range(highest + 1, highest + 11), skip_special=False) == ""
+
+
 def test_an_added_token_that_is_not_special_is_found_in_plain_text(tmp_path: Path) -> None:
     definition = byte_tokenizer_json()
     entry = dict(definition["added_tokens"][0], id=400, content="日本", special=False)
