@@ -41,26 +41,26 @@ help:
 	@echo "make clean         remove environments, caches and build outputs"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)  ACCEL=$(ACCEL) (cpu cuda12 cuda13 tpu)"
-	@echo "  PARITY=1 installs torch and transformers and runs the parity tests too; TORCH is handed"
-	@echo "  to pip as it is: make test PARITY=1 TORCH=torch==2.13.0"
+	@echo "  PARITY=1 installs torch and transformers: the parity tests run too, bench measures both;"
+	@echo "  TORCH is handed to pip as it is: make test PARITY=1 TORCH=torch==2.13.0"
 	@echo "  JAX_VERSION, FLAX_VERSION, EXTRA_PINS (pip requirements) pin versions;"
 	@echo "  PYTEST_ARGS goes to pytest"
 
-demo: $(VENV)/base.stamp
+PARITY_STAMP := $(if $(filter 1,$(PARITY)),$(VENV)/parity.stamp)
+
+demo: $(VENV)/base.stamp $(PARITY_STAMP)
 	@$(RUN) -m benchmarks.demo
 
-bench: $(VENV)/base.stamp
+bench: $(VENV)/base.stamp $(PARITY_STAMP)
 	@$(RUN) -m benchmarks.$(BENCH)
 
 install: $(VENV)/base.stamp
 	@echo "jaxcoder is installed in $(VENV)"
 
-TEST_STAMPS := $(VENV)/test.stamp $(if $(filter 1,$(PARITY)),$(VENV)/parity.stamp)
-
-test: $(TEST_STAMPS)
+test: $(VENV)/test.stamp $(PARITY_STAMP)
 	@$(RUN) -m pytest $(PYTEST_ARGS)
 
-test-nightly: $(TEST_STAMPS)
+test-nightly: $(VENV)/test.stamp $(PARITY_STAMP)
 	@$(RUN) -m pytest -m nightly $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp
@@ -96,9 +96,22 @@ $(RUN):
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --without-pip $(VENV)
 
-# Holds the variables that decide what is installed: a change of one is an installation.
+# An environment is never remade unasked. An interpreter and an environment made with it agree on
+# the installation and the version, whatever name each is called by.
+IDENTITY := import sys; print(sys.version.split()[0], "in", sys.base_prefix)
+python_mismatch = $(strip $(shell \
+  asked=$$($(PYTHON) -c '$(IDENTITY)'); found=$$($(RUN) -c '$(IDENTITY)'); \
+  [ "$$asked" = "$$found" ] || echo "$(VENV) was made with Python $$found, but \
+    PYTHON=$(PYTHON) is Python $$asked; remove $(VENV) or name another environment: VENV=FOLDER"))
+is_python_given := $(filter command environment,$(origin PYTHON))
+refused_python = $(strip $(if $(and $(is_python_given),$(wildcard $(RUN))),\
+  $(or $(python_problem),$(python_mismatch))))
+
+# These hold the variables that decide what is installed: a change of one is an installation.
 $(VENV)/settings: export SETTINGS := $(BASE) $(PINS)
-$(VENV)/settings: FORCE | $(RUN)
+$(VENV)/parity.settings: export SETTINGS := $(TORCH)
+$(VENV)/settings $(VENV)/parity.settings: FORCE | $(RUN)
+	@$(if $(refused_python),$(error $(refused_python)))
 	@[ "$$(cat $@ 2>/dev/null)" = "$$SETTINGS" ] || printf '%s\n' "$$SETTINGS" > $@
 
 $(VENV)/base.stamp: pyproject.toml $(VENV)/settings
@@ -112,9 +125,12 @@ $(VENV)/test.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/base.stamp
 	@$(PIP) --editable '.[$*]' $(PINS)
 	@touch $@
 
-# torch by itself first: a CPU build that TORCH names satisfies the extra, which names none.
-$(VENV)/parity.stamp: $(VENV)/test.stamp
+# torch by itself first: a CPU build that TORCH names satisfies the extra, which names none. When
+# TORCH has changed, pip has to replace a build of the same version too.
+TORCH_ARGUMENTS := $(foreach argument,$(TORCH),'$(argument)')
+$(VENV)/parity.stamp: $(VENV)/test.stamp $(VENV)/parity.settings
 	@echo "Installing $(TORCH) and transformers into $(VENV)"
-	@$(PIP) $(foreach argument,$(TORCH),'$(argument)')
+	@$(if $(filter %/parity.settings,$?),$(PIP) --force-reinstall --no-deps $(TORCH_ARGUMENTS))
+	@$(PIP) $(TORCH_ARGUMENTS)
 	@$(PIP) --editable '.[parity]' $(PINS)
 	@touch $@

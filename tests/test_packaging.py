@@ -1,9 +1,11 @@
 """What the wheel holds, and what `make` says on a machine that lacks something."""
 
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,7 +71,11 @@ def test_wheel_holds_all_of_the_library(wheel: zipfile.ZipFile) -> None:
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     """Licence text and console script are there; PyTorch comes with the parity extra only."""
     assert "Apache License" in wheel_file(wheel, "licenses/LICENSE")
-    assert "jaxcoder = jaxcoder.cli:main" in wheel_file(wheel, "entry_points.txt")
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    ((command, target),) = settings["project"]["scripts"].items()
+    assert command == "jaxcoder"
+    assert f"jaxcoder = {target}" in wheel_file(wheel, "entry_points.txt")
+    assert callable(pkgutil.resolve_name(target))
     lines = wheel_file(wheel, "METADATA").splitlines()
     assert "Requires-Python: >=3.11" in lines
     requirements = [line for line in lines if line.startswith("Requires-Dist: ")]
@@ -98,17 +104,21 @@ FAKE_PYTHONS = {
 }
 
 
+def write_executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
 def run_make(folder: Path, python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the project's Makefile in `folder`, where ``python3`` is one of `FAKE_PYTHONS`."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")
-    shutil.copy(PROJECT / "Makefile", folder)
-    shutil.copy(PROJECT / "pyproject.toml", folder)
-    (folder / "bin").mkdir()
-    fake = folder / "bin" / "python3"
-    fake.write_text(FAKE_PYTHONS[python], encoding="utf-8")
-    fake.chmod(0o755)
+    # With their times: a newer pyproject.toml would be a reason to install again.
+    shutil.copy2(PROJECT / "Makefile", folder)
+    shutil.copy2(PROJECT / "pyproject.toml", folder)
+    write_executable(folder / "bin" / "python3", FAKE_PYTHONS[python])
     # Not the whole environment: a make that runs the tests hands its variables down.
     env = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run([make, *arguments], cwd=folder, env=env, capture_output=True, text=True)
@@ -147,6 +157,65 @@ def test_make_accepts_a_good_python(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "-m venv" in result.stdout
     assert ".[cuda12]" in result.stdout
+
+
+# An environment's Python that installs nothing and writes down what it was asked.
+RECORDING_PYTHON = """#!/bin/sh
+case "$1" in
+  (-c) echo "3.12.1 in /elsewhere";;
+  (*) echo "$@" >> calls;;
+esac
+"""
+
+
+def installations(folder: Path, *arguments: str) -> list[str]:
+    """What `make` asked pip to install, in an environment of `RECORDING_PYTHON`."""
+    write_executable(folder / ".venv" / "bin" / "python", RECORDING_PYTHON)
+    (folder / "calls").write_text("", encoding="utf-8")
+    result = run_make(folder, "good", *arguments)
+    assert result.returncode == 0, result.stderr
+    calls = (folder / "calls").read_text(encoding="utf-8").splitlines()
+    return [call for call in calls if "pip install" in call]
+
+
+@pytest.mark.parametrize("target", ["test", "test-nightly", "bench", "demo"])
+def test_parity_is_installed_where_it_is_asked_for(target: str, tmp_path: Path) -> None:
+    """Whatever was installed before; without PARITY=1 there is no torch."""
+    assert not any("torch" in call for call in installations(tmp_path, target))
+    calls = installations(tmp_path, target, "PARITY=1")
+    assert any("torch" in call for call in calls)
+    assert any(".[parity]" in call for call in calls)
+    assert installations(tmp_path, target, "PARITY=1") == []
+
+
+def test_another_torch_is_another_installation(tmp_path: Path) -> None:
+    """Of a build of the same version too; nothing else is installed again."""
+    installations(tmp_path, "test", "PARITY=1")
+    calls = installations(tmp_path, "test", "PARITY=1", "TORCH=torch==2.12.0 --index-url I")
+    assert [call.partition("version-check ")[2] for call in calls] == [
+        "--force-reinstall --no-deps torch==2.12.0 --index-url I",
+        "torch==2.12.0 --index-url I",
+        "--editable .[parity]",
+    ]
+
+
+def test_an_environment_of_another_python_is_refused(tmp_path: Path) -> None:
+    """A PYTHON that is given and not used would be a test of the wrong version."""
+    installations(tmp_path, "test")
+    result = run_make(tmp_path, "good", "test", "PYTHON=python3")
+    assert result.returncode == 2
+    (line,) = (result.stdout + result.stderr).strip().splitlines()
+    for word in ("PYTHON=python3 is", "Python 3.12.1 in /elsewhere", "remove .venv", "VENV="):
+        assert word in line
+
+
+def test_an_environment_of_the_same_python_is_used(tmp_path: Path) -> None:
+    """Negative control, by another name for it; and one that does not run is named as ever."""
+    write_executable(tmp_path / ".venv" / "bin" / "python", FAKE_PYTHONS["good"])
+    result = run_make(tmp_path, "good", "--dry-run", "test", f"PYTHON={sys.executable}")
+    assert result.returncode == 0, result.stderr
+    result = run_make(tmp_path, "good", "--dry-run", "test", "PYTHON=pythonless")
+    assert "pythonless does not run" in result.stderr
 
 
 def test_help_is_the_default_and_needs_no_python(tmp_path: Path) -> None:
