@@ -33,7 +33,8 @@ class Decode:
     """New tokens."""
     batch: int = 1
     rounds: int = 5
-    torch_device: str = "cpu"
+    torch_device: str | None = None
+    """PyTorch's device; cuda where both JAX and PyTorch can use one, else cpu."""
     out: Path | None = None
 
     def run(self) -> None:
@@ -41,7 +42,7 @@ class Decode:
         rng = np.random.default_rng(0)
         prompts = rng.integers(0, model.config.vocab_size, (self.batch, self.prompt)).tolist()
         measures = {"jaxcoder": measure_ours(model, params, prompts, self.tokens)}
-        other = torch_model(tensors, self.dtype, self.torch_device)
+        other = torch_model(model.config, tensors, self.dtype, device=self.torch_device)
         if other is not None:
             measures["transformers"] = measure_transformers(other, prompts, self.tokens)
         results = interleaved(measures, rounds=self.rounds)
@@ -50,6 +51,7 @@ class Decode:
             "prompt": self.prompt,
             "tokens": self.tokens,
             "batch": self.batch,
+            "torch_device": None if other is None else str(other.device),
         }
         summary = summarise(results, ours="jaxcoder", others=["transformers"])
         name = f"decode-{self.dtype}-batch{self.batch}"

@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "device": f"{device.platform} ({device.device_kind})",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("jax", "flax", "torch", "transformers")},
@@ -107,22 +107,49 @@ def full_shape(dtype: str) -> tuple[GPTBigCode, dict, dict]:
     return GPTBigCode(config, dtype=kind, param_dtype=kind), params, tensors
 
 
-def torch_model(tensors: dict, dtype: str, device: str) -> Any:
-    """The same weights in transformers; None, saying so, where torch or transformers is absent."""
+def torch_model(
+    config: ModelConfig, tensors: dict, dtype: str, *, device: str | None = None
+) -> Any:
+    """The same weights in transformers; None, saying so, where torch or transformers is absent.
+
+    Args:
+      config: the model's shape.
+      tensors: by their Hugging Face names.
+      dtype: of the weights and the computation.
+      device: torch's name of it; None takes cuda where JAX runs on a GPU and torch can, else cpu.
+
+    Raises:
+      ValueError: transformers does not know a tensor, or lacks one other than the tied head.
+    """
     try:
         import torch
         import transformers
     except ImportError as exc:
         print(f"{exc.name} is not installed: PyTorch is not measured", file=sys.stderr)
         return None
-    fields = ModelConfig.tiny_starcoder().to_hf_config()
+    fields = config.to_hf_config()
     del fields["architectures"]
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**fields), attn_implementation="sdpa"
     )
     state = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = sorted(set(missing) - {"lm_head.weight"})
+    if missing or unexpected:
+        raise ValueError(
+            f"transformers {transformers.__version__}: tensors missing {missing}, unexpected "
+            f"{unexpected}, expected none but lm_head.weight; compare the names with hf_names.py"
+        )
+    if device is None:
+        on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        device = "cuda" if on_gpu else "cpu"
     return model.to(device, getattr(torch, dtype)).eval()
+
+
+def _cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _processor() -> str:

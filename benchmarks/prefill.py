@@ -29,19 +29,24 @@ class Prefill:
     length: int = 1024
     """Prompt tokens."""
     rounds: int = 5
-    torch_device: str = "cpu"
+    torch_device: str | None = None
+    """PyTorch's device; cuda where both JAX and PyTorch can use one, else cpu."""
     out: Path | None = None
 
     def run(self) -> None:
         model, params, tensors = full_shape(self.dtype)
         prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, self.length)
         measures = {"jaxcoder": _measure_ours(model, params, prompt.tolist())}
-        other = torch_model(tensors, self.dtype, self.torch_device)
+        other = torch_model(model.config, tensors, self.dtype, device=self.torch_device)
         if other is not None:
             measures["transformers"] = _measure_transformers(other, prompt)
         results = interleaved(measures, rounds=self.rounds)
         summary = summarise(results, ours="jaxcoder", others=["transformers"])
-        settings = {"dtype": self.dtype, "length": self.length}
+        settings = {
+            "dtype": self.dtype,
+            "length": self.length,
+            "torch_device": None if other is None else str(other.device),
+        }
         name = f"prefill-{self.dtype}-{self.length}"
         write_result(name, {"settings": settings} | summary, out=self.out)
 
