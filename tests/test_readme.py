@@ -239,10 +239,97 @@ def test_tree_has_every_file(folder: str) -> None:
     assert files - {f"{folder}/__init__.py"} <= set(tree())
 
 
-def test_links_and_local_files_exist() -> None:
-    for name in re.findall(r"\b[\w/]+\.md\b|\bLICENSE\b", README):
+DOCUMENTS = [
+    path.relative_to(PROJECT).as_posix()
+    for path in (
+        PROJECT / "README.md",
+        PROJECT / "benchmarks" / "README.md",
+        *sorted((PROJECT / "docs").rglob("*.md")),
+    )
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_local_files_exist(document: str) -> None:
+    """Links are relative to the document, paths in backticks to the project."""
+    path = PROJECT / document
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+    for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:md|json|py))`", text):
         assert (PROJECT / name).exists(), name
 
 
-def test_measured_figures_have_their_place() -> None:
-    assert re.search(r"^<!-- measured -->$.*^<!-- /measured -->$", README, re.M | re.S)
+def test_documents_and_the_licence_are_named() -> None:
+    """Negative control of the test above: README has links, and docs are found."""
+    assert "](docs/decisions/README.md)" in README
+    assert len(DOCUMENTS) > 5
+    assert "LICENSE" in README
+    assert (PROJECT / "LICENSE").exists()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_figure_is_still_to_be_filled_in(document: str) -> None:
+    text = (PROJECT / document).read_text(encoding="utf-8")
+    assert not re.findall(r"@[A-Z0-9]+@", text)
+
+
+# Figures
+
+# A row of the table -> the file in benchmarks/results that its figures are from.
+MEASURED = {
+    "decode, float32, 1 prompt, tokens/s": "decode-float32-batch1",
+    "decode, float32, 8 prompts, tokens/s": "decode-float32-batch8",
+    "decode, bfloat16, 1 prompt, tokens/s": "decode-bfloat16-batch1",
+    "prefill, float32, 1,024 tokens, tokens/s": "prefill-float32-1024",
+    "prefill, bfloat16, 1,024 tokens, tokens/s": "prefill-bfloat16-1024",
+}
+
+
+def measured() -> str:
+    (text,) = re.findall(r"^<!-- measured -->$(.*)^<!-- /measured -->$", README, re.M | re.S)
+    return text
+
+
+def measured_rows() -> dict[str, list[str]]:
+    """The table's first column -> the other columns."""
+    lines = [line for line in measured().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: others for first, *others in cells if first}
+
+
+def result(name: str) -> dict:
+    path = PROJECT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def as_shown(value: float, shown: str) -> str:
+    """`value` with as many decimals as `shown` has."""
+    return f"{value:,.{len(shown.partition('.')[2])}f}"
+
+
+def test_measured_table_has_its_rows() -> None:
+    assert list(measured_rows()) == list(MEASURED)
+
+
+@pytest.mark.parametrize("row", MEASURED)
+def test_measured_figures_are_those_of_the_result(row: str) -> None:
+    """Rounded as they are shown; the machine and the versions are the result's, too."""
+    content = result(MEASURED[row])
+    ratio = content["ratios"]["jaxcoder / transformers"]
+    figures = [
+        part["tokens_per_second"]["median"]
+        for part in (content["jaxcoder"], content["transformers"], ratio)
+    ]
+    shown = measured_rows()[row]
+    assert [as_shown(figure, text) for figure, text in zip(figures, shown, strict=True)] == shown
+    environment = content["environment"]
+    assert environment["date"] in measured()
+    assert f"jax {environment['versions']['jax']}," in measured()
+
+
+def test_a_wrong_figure_would_be_seen() -> None:
+    """Negative control: the last digit shown counts."""
+    assert as_shown(1041.46, "1,042") == "1,041"
+    assert as_shown(0.8069, "0.81") == "0.81"
+    assert as_shown(0.8069, "0.80") != "0.80"
