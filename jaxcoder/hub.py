@@ -1,7 +1,7 @@
 """From what a user names, a folder or a repository of the Hugging Face Hub, to a local folder.
 
-Only the files that loading needs are downloaded, and no repository code ever is. huggingface_hub
-is imported where it is used: local folders work without it.
+Only the files that loading, converting and exporting need are downloaded, and no repository code
+ever is. huggingface_hub is imported where it is used: local folders work without it.
 """
 
 import functools
@@ -19,6 +19,7 @@ NEEDED_FILES = (
     "model.safetensors.index.json",
     "jaxcoder_manifest.json",
 )
+"""Loading does not read generation_config.json; converting and exporting copy it."""
 
 _LICENCE_NOTE = (
     "note: the weights of bigcode/* are under the BigCode OpenRAIL-M licence, which restricts "
@@ -64,7 +65,7 @@ def _looks_like_path(text: str) -> bool:
 
 def _download(repo: str, revision: str | None, local_files_only: bool) -> Path:
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import is_offline_mode, snapshot_download
     except ImportError as exc:
         raise CheckpointError(
             f"{repo}: no such folder, and a repository needs huggingface_hub; "
@@ -86,12 +87,18 @@ def _download(repo: str, revision: str | None, local_files_only: bool) -> Path:
     # Exception, because the HTTP client's own errors are of another package in each major version.
     except Exception as exc:
         raise CheckpointError(f"{named}: {_explain(exc, repo, local_files_only)}") from exc
-    if not any(folder.glob("*.safetensors")):
+    if any(folder.glob("*.safetensors")):
+        return folder
+    if local_files_only or is_offline_mode():
         raise CheckpointError(
-            f"{named}: has no safetensors weights, and pickled ones are not downloaded; "
-            f"for those run `hf download {repo}`, then `python -m conversion convert SRC DST`"
+            f"{named}: the copy in the local cache is incomplete, without safetensors weights "
+            f"({folder}), or the repository has none; download it again where there is a network: "
+            f"`hf download {repo}`, or pass a local folder"
         )
-    return folder
+    raise CheckpointError(
+        f"{named}: has no safetensors weights, and pickled ones are not downloaded; "
+        f"for those run `hf download {repo}`, then `python -m conversion convert SRC DST`"
+    )
 
 
 def _explain(exc: Exception, repo: str, local_files_only: bool) -> str:
@@ -125,7 +132,12 @@ def _explain(exc: Exception, repo: str, local_files_only: bool) -> str:
             happened = "HF_HUB_OFFLINE is set"
         else:
             happened = f"there is no connection to the Hub ({answer or exc})"
-        happened = f"not in the local cache, and {happened}"
+        # A class that huggingface_hub 1 does not have: it returns the incomplete folder.
+        incomplete = isinstance(exc, getattr(errors, "IncompleteSnapshotError", ()))
+        state = (
+            "the copy in the local cache is incomplete" if incomplete else "not in the local cache"
+        )
+        happened = f"{state}, and {happened}"
     else:
         happened = f"the download failed ({type(exc).__name__}: {exc})"
     return (

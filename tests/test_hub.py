@@ -47,6 +47,8 @@ class FakeHub(BaseHTTPRequestHandler):
     def list_files(self, repo: str, rest: list[str]) -> None:
         if repo == "owner/broken":
             return self.refuse(418, "Teapot")
+        if repo == "owner/forbidden":
+            return self.refuse(403, "Forbidden")
         if repo not in self.files:
             return self.refuse(404, "RepoNotFound")
         commit = BRANCHES.get(rest[1], rest[1]) if len(rest) > 1 else BRANCHES["main"]
@@ -200,15 +202,16 @@ def test_every_refusal_says_what_to_do(hub: str, tmp_path: Path) -> None:
         tmp_path,
         REPORT
         + "report('owner/absent'); report('owner/tiny', revision='v9'); report('owner/gated')\n"
-        "report('owner/broken'); report('owner/pickled')\n"
+        "report('owner/broken'); report('owner/forbidden'); report('owner/pickled')\n"
         "report('tiny name'); report('owner/tiny', local_files_only=True)",
     )
-    absent, revision, gated, broken, pickled, invalid, cached = output.splitlines()
+    absent, revision, gated, broken, forbidden, pickled, invalid, cached = output.splitlines()
     assert absent.startswith("owner/absent: no such repository") and "hf auth login" in absent
     assert revision.startswith("owner/tiny at revision 'v9': no such revision")
     assert gated.startswith("owner/gated: the repository is gated (HTTP 401); accept its terms on")
     assert "hf auth login" in gated and "HF_TOKEN" in gated
     assert broken.startswith("owner/broken: the Hub answered HTTP 418")
+    assert forbidden.startswith("owner/forbidden: the repository is gated (HTTP 403); accept its")
     assert "`python -m conversion convert SRC DST`" in pickled
     assert "tiny name: neither a folder nor a repository id" in invalid
     assert cached.startswith("owner/tiny: not in the local cache, and local_files_only is set")
@@ -231,13 +234,31 @@ def test_without_a_network_the_cache_serves_and_else_the_remedy_is_named(
     assert "`hf download owner/other`, or pass a local folder" in other
 
 
+@pytest.mark.parametrize("offline", [True, False], ids=["offline", "local-files-only"])
+def test_a_cached_copy_without_its_weights_is_called_incomplete(
+    hub: str, tmp_path: Path, offline: bool
+) -> None:
+    """A download that was interrupted says nothing about what the repository holds."""
+    output, _ = run(hub, tmp_path, REPORT + "report('owner/tiny')")
+    (Path(output.strip().removeprefix("OK ")) / "model.safetensors").unlink()
+    arguments = "" if offline else ", local_files_only=True"
+    environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
+    output, _ = run(hub, tmp_path, REPORT + f"report('owner/tiny'{arguments})", **environment)
+    assert output.startswith("owner/tiny: the copy in the local cache is incomplete")
+    assert "download it" in output and "`hf download owner/tiny`, or pass a local" in output
+    # Control: with a network the same call completes it.
+    assert run(hub, tmp_path, REPORT + "report('owner/tiny')")[0].startswith("OK ")
+
+
 def test_the_licence_of_bigcode_weights_is_printed_once_before_a_download(
     hub: str, tmp_path: Path
 ) -> None:
     output, errors = run(
         hub,
         tmp_path,
-        REPORT + "report('bigcode/tiny', local_files_only=True); print('--', file=sys.stderr)\n"
+        "import sys\n"
+        + REPORT
+        + "report('bigcode/tiny', local_files_only=True); print('--', file=sys.stderr)\n"
         "report('bigcode/tiny'); report('bigcode/tiny', revision='v2')",
     )
     assert output.count("OK ") == 2
