@@ -12,11 +12,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import tyro
 
+from .arguments import check_count
 from .completion import Completion
+from .devices import default_device
+from .diagnostics import say
 from .durable import replace_file
 from .generator import Generator
 from .info import describe, format_description
@@ -36,6 +39,7 @@ class ModelOptions:
     """Use what the Hub's cache holds; never the network."""
 
     def load(self) -> Generator:
+        default_device()  # JAX's own error for a platform it cannot start is a traceback
         return Generator.from_pretrained(
             self.model,
             dtype=self.dtype,
@@ -62,9 +66,16 @@ class SamplingOptions:
     """Same seed, same text."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End the text before this string."""
+    n: int = 1
+    """Completions to draw; several need --json, and a temperature above 0."""
 
     def arguments(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What one completion is drawn with: all but n."""
+        return {name: value for name, value in vars(self).items() if name != "n"}
+
+    def check_n(self, *, as_json: bool) -> None:
+        if check_count("n", self.n, least=1) > 1 and not as_json:
+            raise ValueError(f"n is {self.n}, and several completions need --json; add it")
 
 
 # Plain `str | None` would read the prompt "None" as no prompt at all.
@@ -93,13 +104,14 @@ class Complete:
     special: bool = False
     """Read special tokens, such as <fim_prefix>, that the prompt spells."""
     json: bool = False
-    """Print one JSON object with text, tokens, logprobs, finish_reason and timings."""
+    """Print JSON: text, tokens, logprobs, finish_reason and timings; a list of n with --n."""
     model: Model = ModelOptions()
     sampling: Sampling = SamplingOptions()
 
     def run(self) -> None:
         if self.prompt is not None and self.file is not None:
             raise ValueError("both a prompt and --file were given; give one")
+        self.sampling.check_n(as_json=self.json)
         if self.prompt is not None:
             prompt = self.prompt
         else:
@@ -107,7 +119,7 @@ class Complete:
         generator = self.model.load()
         arguments = self.sampling.arguments() | {"special": self.special}
         if self.json:
-            _print_json(generator.generate(prompt, **arguments))
+            _print_json(generator.generate(prompt, n=self.sampling.n, **arguments))
         else:
             _print_pieces(generator.stream(prompt, **arguments))
 
@@ -131,7 +143,7 @@ class Infill:
     in_place: bool = False
     """Write the whole file back, atomically, and print nothing."""
     json: bool = False
-    """Print one JSON object with text, tokens, logprobs, finish_reason, timings and trimmed."""
+    """Print what `complete --json` does, and what was trimmed."""
     model: Model = ModelOptions()
     sampling: Sampling = SamplingOptions()
 
@@ -140,16 +152,19 @@ class Infill:
             raise ValueError("--in-place needs FILE and goes with neither --json nor --full")
         if self.json and self.full:
             raise ValueError("both --json and --full were given; give one")
+        self.sampling.check_n(as_json=self.json)
         prefix, suffix = self._sides()
         generator = self.model.load()
         arguments = self.sampling.arguments()
         if self.json or self.in_place:
-            completion = generator.infill(prefix, suffix, mode=self.mode, **arguments)
+            completions = generator.infill(
+                prefix, suffix, mode=self.mode, n=self.sampling.n, **arguments
+            )
             if self.json:
-                _print_json(completion)
+                _print_json(completions)
             else:
-                _say_trimmed(completion.trimmed)
-                replace_file(self.file, (prefix + completion.text + suffix).encode())
+                _say_trimmed(completions.trimmed)
+                replace_file(self.file, (prefix + completions.text + suffix).encode())
             return
         asked = generator.infill_prompt(
             prefix, suffix, mode=self.mode, max_new_tokens=self.sampling.max_new_tokens
@@ -231,7 +246,7 @@ def _read_stdin() -> str:
     if sys.stdin is None:
         raise ValueError("standard input is closed; give a prompt or --file")
     if sys.stdin.isatty():
-        print("jaxcoder: type the prompt, end it with Ctrl-D", file=sys.stderr)
+        say("jaxcoder: type the prompt, end it with Ctrl-D")
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as exc:
@@ -244,43 +259,53 @@ def _print_pieces(pieces: Iterator[str]) -> None:
     for piece in pieces:
         _write(piece)
         last = piece or last
-    if sys.stdout.isatty() and not last.endswith("\n"):
+    if _standard_output().isatty() and not last.endswith("\n"):
         _write("\n")
 
 
 def _write(text: str) -> None:
     """Put `text` on standard output at once, as UTF-8 whatever the locale."""
+    output = _standard_output()
     try:
-        sys.stdout.buffer.write(text.encode())
-        sys.stdout.buffer.flush()
+        output.buffer.write(text.encode())
+        output.buffer.flush()
     except OSError as exc:
         # Python would try once more at exit, and complain in words of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
         if isinstance(exc, BrokenPipeError):  # the reader has gone, as `| head` does
             raise SystemExit(1) from None
         raise ValueError(f"standard output: cannot be written ({exc.strerror})") from exc
 
 
-def _print_json(completion: Completion) -> None:
-    fields = dataclasses.asdict(completion)
-    _write(json.dumps(fields | {"timings": completion.timings._asdict()}) + "\n")
+def _standard_output() -> TextIO:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; give the text somewhere to go")
+    return sys.stdout
+
+
+def _print_json(completions: Completion | list[Completion]) -> None:
+    def fields(completion: Completion) -> dict[str, Any]:
+        return dataclasses.asdict(completion) | {"timings": completion.timings._asdict()}
+
+    is_single = isinstance(completions, Completion)
+    shown = fields(completions) if is_single else [fields(each) for each in completions]
+    _write(json.dumps(shown) + "\n")
 
 
 def _say_trimmed(trimmed: tuple[int, int]) -> None:
     if any(trimmed):
-        print(
+        say(
             f"jaxcoder: the file exceeds the context: {trimmed[0]} tokens before and "
-            f"{trimmed[1]} after the hole were left out",
-            file=sys.stderr,
+            f"{trimmed[1]} after the hole were left out"
         )
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"jaxcoder: {message}", file=sys.stderr)
+    say(f"jaxcoder: {message}")
 
 
 def main() -> None:
-    """Entry point of the ``jaxcoder`` command."""
+    """Parse the command line and run the command; __main__.py is the entry point."""
     warnings.showwarning = _show_warning  # one line, as errors are
     command = tyro.cli(
         tyro.conf.OmitArgPrefixes[
@@ -294,7 +319,7 @@ def main() -> None:
     try:
         command.run()
     except ValueError as exc:
-        print(f"jaxcoder: {exc}", file=sys.stderr)
+        say(f"jaxcoder: {exc}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

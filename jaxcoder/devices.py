@@ -1,15 +1,42 @@
 """Which device runs, which dtype suits it, and a loud word when an accelerator lies unused."""
 
+import contextlib
 import functools
 import os
-import sys
 import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from .diagnostics import say
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What jax._src.hardware_utils looks at, and the driver's own word.
+_NVIDIA_FILES = ("dev/nvidia0", "dev/nvidiactl", "proc/driver/nvidia/version")
+_WSL_GPU_FILE = "dev/dxg"
+# Google's vendor alone is no TPU: network cards and disks of its machines have it too.
+_GOOGLE_VENDOR = "0x1ae0"
+_TPU_DEVICES = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+
+
+def default_device() -> jax.Device:
+    """The device that JAX runs on by default.
+
+    Raises:
+      ValueError: JAX cannot start the platform it was told to use.
+    """
+    try:
+        return jax.devices()[0]
+    # Which of the two it is depends on the platform and the version.
+    except (RuntimeError, AssertionError) as exc:
+        platforms = jax.config.jax_platforms
+        reason = f" ({str(exc).splitlines()[0]})" if str(exc) else ""
+        raise ValueError(
+            f"JAX_PLATFORMS is {platforms!r}, which JAX cannot start here{reason}; install JAX for "
+            'it, such as pip install "jax[cuda12]", or set JAX_PLATFORMS=cpu, or unset it'
+        ) from exc
 
 
 def resolve_dtype(name: str, device: jax.Device) -> jnp.dtype:
@@ -23,7 +50,7 @@ def resolve_dtype(name: str, device: jax.Device) -> jnp.dtype:
     """
     if name == "auto":
         return jnp.dtype(jnp.bfloat16 if _has_bfloat16(device) else jnp.float32)
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"dtype is {name!r}, expected 'auto', 'float32' or 'bfloat16'")
     return jnp.dtype(DTYPES[name])
 
@@ -39,7 +66,7 @@ def _has_bfloat16(device: jax.Device) -> bool:
 @functools.cache
 def announce(device: jax.Device, dtype_name: str) -> None:
     """Say once per process, on stderr, where the model runs; warn when that is a fallback."""
-    print(f"jaxcoder: {device.platform} ({device.device_kind}), {dtype_name}", file=sys.stderr)
+    say(f"jaxcoder: {device.platform} ({device.device_kind}), {dtype_name}")
     unused = unused_accelerator() if device.platform == "cpu" else None
     if unused:
         warnings.warn(
@@ -55,8 +82,21 @@ def unused_accelerator(root: Path = Path("/")) -> str | None:
     """What accelerator the machine shows although JAX runs on CPU; None if that was asked for."""
     if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(","):
         return None
-    if (root / "dev/nvidia0").exists() or (root / "proc/driver/nvidia/version").exists():
+    if any((root / name).exists() for name in _NVIDIA_FILES):
         return "an NVIDIA GPU"
-    if (root / "dev/accel0").exists() or {"TPU_NAME", "COLAB_TPU_ADDR"} & os.environ.keys():
+    if {"TPU_NAME", "COLAB_TPU_ADDR"} & os.environ.keys() or _has_tpu(root):
         return "a TPU"
+    if (root / _WSL_GPU_FILE).exists():
+        return "a GPU, shared with Windows"
     return None
+
+
+def _has_tpu(root: Path) -> bool:
+    if (root / "dev/accel0").exists():
+        return True
+    for card in (root / "sys/bus/pci/devices").glob("*"):
+        with contextlib.suppress(OSError):  # a card may go, or hide, while it is looked at
+            vendor, device = ((card / name).read_text().strip() for name in ("vendor", "device"))
+            if vendor == _GOOGLE_VENDOR and device in _TPU_DEVICES:
+                return True
+    return False

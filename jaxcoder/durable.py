@@ -91,7 +91,7 @@ def replace_file(path: Path, data: bytes) -> None:
     The file's mode is kept; a link stays one, and what it points to is replaced.
 
     Raises:
-      ValueError: the operating system refused; the file is as it was.
+      ValueError: the operating system refused; says whether the file is as it was.
     """
     target = path.resolve()
     partial = target.parent / f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}"
@@ -103,9 +103,15 @@ def replace_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         shutil.copymode(target, partial)
         partial.replace(target)
-        sync_to_disk(target.parent)
     except BaseException as exc:
         partial.unlink(missing_ok=True)
         if not isinstance(exc, OSError):
             raise
         raise ValueError(f"{path}: cannot be written ({exc.strerror}); it is as it was") from exc
+    try:
+        sync_to_disk(target.parent)
+    except OSError as exc:
+        raise ValueError(
+            f"{path}: written, but not certain to survive a loss of power ({exc.strerror}); "
+            "check the disk"
+        ) from exc

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from .cache import capacity_bucket
+from .arguments import check_count
+from .cache import cache_bytes, capacity_bucket
 from .generator import Generator
 
 
@@ -13,16 +14,15 @@ def describe(generator: Generator, *, context: int | None = None) -> dict[str, A
     """Facts of a loaded model; memory in bytes, the cache's for one row of `context` tokens.
 
     Raises:
-      ValueError: a context outside 1 to n_positions.
+      ValueError: a context that is no integer or outside 1 to n_positions.
     """
     config = generator.config
-    tokens = config.n_positions if context is None else context
-    if not 1 <= tokens <= config.n_positions:
+    tokens = config.n_positions if context is None else check_count("context", context, least=1)
+    if tokens > config.n_positions:
         raise ValueError(f"context is {tokens}, expected 1 to {config.n_positions} tokens")
     leaves = jax.tree.leaves(generator.params)
     capacity = capacity_bucket(tokens, config.n_positions)
     dtype = generator.model.dtype
-    cache_width = 2 * config.n_kv_head * config.head_dim
     return {
         "model_type": config.model_type,
         "n_layer": config.n_layer,
@@ -40,7 +40,7 @@ def describe(generator: Generator, *, context: int | None = None) -> dict[str, A
         "dtype": dtype.name,
         "parameter_bytes": sum(leaf.nbytes for leaf in leaves),
         "context": tokens,
-        "cache_bytes": config.n_layer * capacity * cache_width * dtype.itemsize,
+        "cache_bytes": cache_bytes(config, capacity, dtype),
     }
 
 

@@ -9,7 +9,6 @@ temperature, top-k, top-p (nucleus, arXiv:1904.09751). They differ in one point:
 cut are kept from the lowest id on, so that top-k keeps exactly k.
 """
 
-import math
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ def sampling_params(
       top_p: keep the smallest set of largest probabilities that sums to at least this, in (0, 1];
         None or 1 keeps all.
       repetition_penalty: logits of tokens in the prompt or the text so far are divided by it where
-        positive and multiplied where negative; above 0, and 1 is off.
+        positive and multiplied where negative; from 1e-4 to 1e4, and 1 is off.
       seed: from 0 up to 2^64 - 1.
       samples: uint32 [B] sample indices, by default 0.
 
@@ -73,7 +72,7 @@ def sampling_params(
             f"temperature is {temperature!r}, expected 0 (greedy) or {COLDEST} to {HOTTEST}"
         )
     if top_k is not None and (not _is_integer(top_k) or not 0 <= top_k < 2**31):
-        raise ValueError(f"top_k is {top_k!r}, expected None (off) or an integer of at least 1")
+        raise ValueError(f"top_k is {top_k!r}, expected None or 0 (off) or an integer below 2**31")
     if top_p is not None and (not _is_real(top_p) or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p!r}, expected None (off) or a number above 0 and up to 1")
     if not _is_real(repetition_penalty) or not 1e-4 <= repetition_penalty <= 1e4:
@@ -82,6 +81,7 @@ def sampling_params(
         )
     if not _is_integer(seed) or not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed!r}, expected an integer from 0 up to 2**64 - 1")
+    seed = int(seed)  # a NumPy integer may be too small for the shift
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
     return SamplingParams(
         temperature=np.full(rows, temperature, np.float32),
@@ -163,7 +163,7 @@ def _key(seed: Array, sample: Array, position: Array) -> Array:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_integer(value: object) -> bool:

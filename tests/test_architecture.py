@@ -29,19 +29,20 @@ class Allowed(NamedTuple):
 # jaxcoder module -> what it may import; lower layers first.
 LIBRARY = {
     "errors": Allowed(),
+    "diagnostics": Allowed(),
     "problems": Allowed(),
     "fim": Allowed(),
     "text_stream": Allowed(),
     "byte_level": Allowed(),
     "timing": Allowed("", "jax"),
-    "devices": Allowed("", "jax"),
+    "devices": Allowed("diagnostics", "jax"),
     "durable": Allowed("errors"),
     "json_file": Allowed("problems"),
     "config": Allowed("errors problems json_file"),
     "arguments": Allowed("config", "numpy"),
     "hf_names": Allowed("config", "numpy"),
     "reference": Allowed("config", "numpy"),
-    "hub": Allowed("errors", "huggingface_hub"),
+    "hub": Allowed("errors diagnostics", "huggingface_hub"),
     "tokenizer_pipeline": Allowed("errors problems"),
     "tokenizer_file": Allowed("errors problems json_file byte_level tokenizer_pipeline"),
     "tokenizer": Allowed("errors problems fim byte_level tokenizer_file", "tokenizers numpy"),
@@ -71,7 +72,7 @@ LIBRARY = {
         "sampling model generate completion row_decoder",
         "jax numpy",
     ),
-    "info": Allowed("config cache generator", "jax"),
+    "info": Allowed("arguments config cache generator", "jax"),
 }
 # These may import anything above them.
 MODULES = LIBRARY | {

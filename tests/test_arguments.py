@@ -3,15 +3,19 @@
 The numbers at the start of the ids are those of a list of bad inputs that other tests use too.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcoder import Generator
 from jaxcoder.arguments import check_stop
+from jaxcoder.cache import init_cache
+from jaxcoder.info import describe
 
 pytest_plugins = ["tiny_checkpoint"]
 
@@ -64,11 +68,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             {"temperature": value},
             re.escape(f"temperature is {value!r}, expected 0"),
         )
-        for value in (-1, NAN, INF, -INF, 1e-30, 1e30, True, None, "1")
+        for value in (-1, NAN, INF, -INF, 1e-30, 1e30, 10**400, True, None, "1")
     ),
     *(
         (f"48-top-p-{value}", {"top_p": value}, f"top_p is {value!r}, expected None")
-        for value in (0, -0.1, 1.001, NAN, INF, True, "1")
+        for value in (0, -0.1, 1.001, NAN, INF, 10**400, True, "1")
     ),
     *(
         (f"48-top-k-{value}", {"top_k": value}, f"top_k is {value!r}, expected None")
@@ -80,7 +84,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             {"repetition_penalty": value},
             f"repetition_penalty is {value!r}, expected 1",
         )
-        for value in (0, -1, NAN, INF, 1e-30, True, None)
+        for value in (0, -1, NAN, INF, 1e-30, 10**400, True, None)
     ),
     ("49-greedy-samples", {"n": 2}, "n is 2 with temperature 0"),
     ("49-no-samples", {"n": 0}, "n is 0, expected an integer of at least 1"),
@@ -164,6 +168,8 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("48-penalty-1", {"repetition_penalty": 1}, {}),
     ("49-greedy-filtered", {"top_k": 3, "top_p": 0.1, "seed": 9}, {}),
     ("51-seed-numpy", {"temperature": 1.0, "seed": np.uint64(7)}, {"temperature": 1.0, "seed": 7}),
+    ("51-seed-int32", {"temperature": 1.0, "seed": np.int32(3)}, {"temperature": 1.0, "seed": 3}),
+    ("51-seed-uint8", {"temperature": 1.0, "seed": np.uint8(3)}, {"temperature": 1.0, "seed": 3}),
     ("52-stop-unmatched", {"stop": ["never to be seen", "x" * 1000]}, {}),
     ("52-stop-none-given", {"stop": []}, {}),
     ("52-stop-64", {"stop": ["never" + "r" * count for count in range(64)]}, {}),
@@ -222,6 +228,49 @@ def test_any_text_is_a_prompt(generator: Generator, prompt: str) -> None:
     assert generator.tokenizer.decode(ids, skip_special=not special) in (prompt, "")
     ours = generator.generate(prompt, special=special, max_new_tokens=4)
     assert ours.tokens == generator.generate(ids, max_new_tokens=4).tokens
+
+
+@pytest.mark.parametrize("prompts", [[], (), np.array([]), np.array([], int), np.ones((0, 3), int)])
+def test_empty_list_is_a_list_of_no_prompts(generator: Generator, prompts: object) -> None:
+    """An empty array was one empty prompt, continued from the end of text."""
+    assert generator.generate(prompts) == []
+
+
+def test_empty_prompts_in_a_list_are_prompts(generator: Generator) -> None:
+    """Negative control of the test above."""
+    expected = generator.generate("", max_new_tokens=4).tokens
+    for prompts in ([[]], [""], [np.array([])]):
+        (completion,) = generator.generate(prompts, max_new_tokens=4)
+        assert completion.tokens == expected
+
+
+@pytest.mark.parametrize("value", [5, b"x", "", ["x"]])
+def test_model_that_is_no_name_is_refused(value: object) -> None:
+    """The empty text was the current folder, and the others were TypeErrors."""
+    with pytest.raises(ValueError, match=r"path_or_repo is .*, expected a folder") as told:
+        Generator.from_pretrained(value)
+    assert repr(value) in str(told.value)
+
+
+@pytest.mark.parametrize("value", ["x", 10.5, True, 0, -1, 257])
+def test_context_is_a_number_of_tokens(generator: Generator, value: object) -> None:
+    with pytest.raises(ValueError, match=r"context is .*, expected"):
+        describe(generator, context=value)
+
+
+@pytest.mark.parametrize("multi_query", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_at_a_context_is_that_of_its_cache(
+    generator: Generator, multi_query: bool, dtype: str
+) -> None:
+    """Of the buffers that decoding would hold, in a model with one key head and with several."""
+    config = dataclasses.replace(generator.config, n_positions=1030, multi_query=multi_query)
+    model = Generator(config, {}, generator.tokenizer, dtype=jnp.dtype(dtype))
+    for context, capacity in ((1, 256), (256, 256), (257, 512), (1024, 1024), (1025, 1030)):
+        cache = init_cache(config, 1, capacity, model.model.dtype)
+        expected = sum(buffer.nbytes for buffer in cache.layers)
+        assert describe(model, context=context)["cache_bytes"] == expected
+    assert describe(model)["cache_bytes"] == expected
 
 
 def test_long_text_is_refused_in_bounded_time(generator: Generator) -> None:

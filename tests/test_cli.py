@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 import pytest
 
-from jaxcoder import Generator, cli
+from jaxcoder import Generator, cli, durable
 from jaxcoder.cli import split_at
+from jaxcoder.devices import announce
+from jaxcoder.diagnostics import say
 
 pytest_plugins = ["tiny_checkpoint"]
 
@@ -168,6 +170,22 @@ def test_json_holds_the_completion(run: Callable[..., Result], generator: Genera
     }
 
 
+def test_several_completions_are_a_list(
+    run: Callable[..., Result], generator: Generator, source: Path
+) -> None:
+    """Of as many objects as asked for, and one alone is an object."""
+    options = ("--json", "--temperature", "1.0", "--max-new-tokens", "8")
+    arguments = {"temperature": 1.0, "max_new_tokens": 8}
+    expected = generator.generate("def f():", n=3, **arguments)
+    shown = json.loads(run("complete", "def f():", "--n", "3", *options).out)
+    assert [fields["tokens"] for fields in shown] == [each.tokens for each in expected]
+    assert len({tuple(each.tokens) for each in expected}) == 3
+    expected = generator.infill(PREFIX, SUFFIX, n=2, **arguments)
+    shown = json.loads(run("infill", source, "--at", HOLE, "--n", "2", *options).out)
+    assert [fields["tokens"] for fields in shown] == [each.tokens for each in expected]
+    assert isinstance(json.loads(run("complete", "x", "--n", "1", *options).out), dict)
+
+
 def test_special_tokens_are_read_on_request(
     run: Callable[..., Result], generator: Generator
 ) -> None:
@@ -253,6 +271,76 @@ def test_full_disk_is_one_line(tiny_checkpoint: Path) -> None:
     ]
 
 
+def test_closed_standard_error_leaves_the_output_alone(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, generator: Generator
+) -> None:
+    """`2>&-`: Python has no sys.stderr then, and what was said came out among the text."""
+    ids = generator.tokenizer.encode("<fim_prefix>")
+    expected = generator.generate(ids, max_new_tokens=4).text.encode()
+    monkeypatch.setattr(sys, "stderr", None)
+    announce.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("complete", "<fim_prefix>", "--max-new-tokens", "4").out == expected
+    assert run("info", "--model", "./none") == (2, b"", "")
+
+
+def test_closed_standard_error_of_a_process() -> None:
+    """Also what libraries say: usage errors are tyro's."""
+    command = f"exec {sys.executable} -m jaxcoder complete --top-k many 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=PROJECT, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_closed_output_is_one_line(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """`>&-`: it was a traceback."""
+    monkeypatch.setattr(sys, "stdout", None)
+    result = run("complete", "x", "--max-new-tokens", "0", *options)
+    assert result.status == 2
+    assert result.err.startswith("jaxcoder: standard output is closed")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_full_standard_error_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    say("lost")
+
+
+def test_interrupt_while_importing_is_status_130(tmp_path: Path) -> None:
+    """It was thirty lines of traceback."""
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcoder", "info"],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_platform_that_cannot_start_is_one_line(tiny_checkpoint: Path) -> None:
+    """It was a traceback that ended in an empty AssertionError."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcoder", "info", "--model", tiny_checkpoint],
+        cwd=PROJECT,
+        env=os.environ | {"JAX_PLATFORMS": "none_such"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(b"jaxcoder: JAX_PLATFORMS is 'none_such', which JAX cannot start")
+
+
 def test_interrupt_is_status_130(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +374,26 @@ def test_infill_prints_the_middle_or_the_whole_file(
     whole = PREFIX + middle + SUFFIX
     assert run("infill", source, *options, "--full") == (0, whole.encode(), "")
     assert source.read_bytes() == SOURCE.encode()
+
+
+@pytest.mark.parametrize("options", [[], ["--full"]])
+def test_piped_infill_is_the_text_byte_for_byte(
+    generator: Generator, tiny_checkpoint: Path, source: Path, options: list[str]
+) -> None:
+    """No newline added or changed, in a locale that is not UTF-8."""
+    text = SOURCE.replace("\n", "\r\n")
+    prefix, suffix = split_at(text, HOLE)
+    source.write_bytes(text.encode())
+    middle = generator.infill(prefix, suffix, max_new_tokens=20, temperature=1.0, seed=2).text
+    process = start(
+        *("infill", source, "--at", HOLE, "--model", tiny_checkpoint, *options),
+        *("--max-new-tokens", "20", "--temperature", "1.0", "--seed", "2"),
+        stdout=subprocess.PIPE,
+    )
+    out, err = process.communicate()
+    assert out == (prefix + middle + suffix if options else middle).encode()
+    assert err == b"jaxcoder: cpu (cpu), float32\n"
+    assert process.returncode == 0
 
 
 def test_infill_between_two_files(
@@ -370,6 +478,29 @@ def test_in_place_that_fails_leaves_the_file_as_it_was(
     else:
         assert result.status == 130
     assert source.read_bytes() == SOURCE.encode()
+    assert list(source.parent.iterdir()) == [source]
+
+
+def test_in_place_whose_folder_cannot_be_synced_says_that_it_was_written(
+    run: Callable[..., Result],
+    generator: Generator,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The message said that the file was as it had been."""
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    middle = generator.infill(PREFIX, SUFFIX, max_new_tokens=4).text
+    monkeypatch.setattr(durable, "sync_to_disk", fail)
+    result = run("infill", source, "--at", HOLE, "--in-place", "--max-new-tokens", "4")
+    assert result.status == 2
+    assert result.err == (
+        f"jaxcoder: {source}: written, but not certain to survive a loss of power "
+        "(input/output error); check the disk\n"
+    )
+    assert source.read_bytes() == (PREFIX + middle + SUFFIX).encode()
     assert list(source.parent.iterdir()) == [source]
 
 
@@ -483,6 +614,14 @@ REFUSED = [
     ("temperature", ["complete", "x", "--temperature", "nan"], "temperature is nan"),
     ("too long", ["complete", "x", "--max-new-tokens", "999"], "999 new tokens exceed"),
     ("context", ["info", "--context", "257"], "context is 257, expected 1 to 256"),
+    ("several texts", ["complete", "x", "--n", "2"], "n is 2, and several completions need --json"),
+    ("no texts", ["complete", "x", "--n", "0"], "n is 0, expected an integer of at least 1"),
+    ("greedy texts", ["complete", "x", "--n", "2", "--json"], "n is 2 with temperature 0"),
+    (
+        "several in place",
+        ["infill", "{file}", "--at", "1:1", "--n", "2", "--in-place"],
+        "several completions need --json",
+    ),
     ("no hole", ["infill"], "give FILE with --at, or --prefix-file and --suffix-file"),
     ("no place", ["infill", "{file}"], "--at LINE:COL is missing"),
     ("bad place", ["infill", "{file}", "--at", "99:1"], "the file has lines 1 to 5"),

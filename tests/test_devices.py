@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jaxcoder import Generator
-from jaxcoder.devices import announce, resolve_dtype, unused_accelerator
+from jaxcoder.devices import announce, default_device, resolve_dtype, unused_accelerator
 
 pytest_plugins = ["tiny_checkpoint"]
 
@@ -62,29 +62,77 @@ def test_named_dtype_is_had_on_any_device(device: Device | Gpu, name: str) -> No
     assert resolve_dtype(name, device).name == name
 
 
-@pytest.mark.parametrize("name", ["float16", "", "f32", "Auto", None])
-def test_other_dtypes_are_refused(name: str | None) -> None:
+@pytest.mark.parametrize("name", ["float16", "", "f32", "Auto", None, ["float32"], {}])
+def test_other_dtypes_are_refused(name: object) -> None:
+    """A list was a TypeError: it has no hash."""
     with pytest.raises(ValueError, match=r"expected 'auto', 'float32' or 'bfloat16'") as caught:
         resolve_dtype(name, CPU)
     assert repr(name) in str(caught.value)
 
 
 @pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Unable to initialize\nat length"), r" \(Unable to initialize\);"),
+        (AssertionError(), "here;"),
+    ],
+)
+def test_platform_that_cannot_start_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    """JAX raises either, by version and platform; the second one says nothing."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(ValueError, match=f"JAX_PLATFORMS is .*{reason}.* or set JAX_PLATF") as told:
+        default_device()
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
     ("files", "expected"),
     [
         ([], None),
-        (["dev/null", "dev/nvidiactl"], None),
+        (["dev/null"], None),
+        (["dev/nvidiactl"], "an NVIDIA GPU"),
         (["dev/nvidia0"], "an NVIDIA GPU"),
         (["proc/driver/nvidia/version"], "an NVIDIA GPU"),
+        (["dev/dxg"], "a GPU, shared with Windows"),
+        (["dev/dxg", "dev/nvidia0"], "an NVIDIA GPU"),
         (["dev/accel0"], "a TPU"),
     ],
 )
 def test_accelerator_is_seen_by_its_files(
     tmp_path: Path, files: list[str], expected: str | None
 ) -> None:
+    """Containers may show the control file of a GPU alone, and WSL2 shows another one."""
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    assert unused_accelerator(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("vendor", "device", "expected"),
+    [
+        ("0x1ae0", "0x0063", "a TPU"),
+        ("0x1ae0", "0x0042", None),
+        ("0x8086", "0x0063", None),
+        ("0x1ae0", None, None),
+    ],
+)
+def test_tpu_is_seen_on_the_bus(
+    tmp_path: Path, vendor: str, device: str | None, expected: str | None
+) -> None:
+    """The network card of Google's machines, 0x0042, has the vendor too and is no TPU."""
+    for slot, card in {"0": ("0x8086", "0x1234"), "1": (vendor, device)}.items():
+        folder = tmp_path / "sys/bus/pci/devices" / slot
+        folder.mkdir(parents=True)
+        for name, value in zip(("vendor", "device"), card, strict=True):
+            if value is not None:
+                (folder / name).write_text(value + "\n")
     assert unused_accelerator(tmp_path) == expected
 
 
