@@ -106,6 +106,12 @@ def greedy(
     return [[int(token) for token in row if token >= 0] for row in tokens]
 
 
+def equal_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens of two continuations of one length are equal."""
+    pairs = zip(a, b, strict=True)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), len(a))
+
+
 class Divergence(NamedTuple):
     """Where two greedy texts part, and whether float64 calls the two tokens equal."""
 
@@ -141,9 +147,8 @@ def explain_divergence(
       truth: ids [T] -> float64 logits [V] of the next token.
       float32_logits: the same in float32, by us and by PyTorch.
     """
-    pairs = enumerate(zip(ours, pytorch, strict=True))
-    position = next((i for i, (a, b) in pairs if a != b), None)
-    if position is None:
+    position = equal_prefix(ours, pytorch)
+    if position == len(ours):
         return None
     context = np.array([*prompt, *ours[:position]])
     exact = truth(context)

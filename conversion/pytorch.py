@@ -37,6 +37,10 @@ def load(folder: Path, dtype: str, device: str = "cpu") -> Any:
             f"verify compares with PyTorch, but {exc.name} is not installed: install a CPU build "
             'of torch, then pip install "transformers>=4.57,<6"'
         ) from exc
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(
+            f"torch_device is {device!r}, expected 'cpu', or 'cuda' where torch has it"
+        )
     if transformers.__version__ in BROKEN_ATTENTION:
         raise ValueError(
             f"transformers {transformers.__version__} computes this attention wrongly; "
@@ -51,6 +55,8 @@ def load(folder: Path, dtype: str, device: str = "cpu") -> Any:
         attn_implementation="sdpa",
         local_files_only=True,
     )
+    # Penalties or forced tokens that a folder asks for would not be the model's numbers.
+    model.generation_config = transformers.GenerationConfig()
     return model.to(device).eval()
 
 
@@ -69,7 +75,9 @@ def forward(model: Any, tokens: np.ndarray) -> TorchForward:
     ids = torch.as_tensor(np.asarray(tokens)[None], device=model.device)
     try:
         with torch.inference_mode():
-            logits = model(ids, position_ids=torch.arange(ids.shape[1])[None]).logits
+            logits = model(
+                ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None]
+            ).logits
     finally:
         for hook in hooks:
             hook.remove()
