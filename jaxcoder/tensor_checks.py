@@ -137,9 +137,8 @@ def cast_problem(name: str, cast: Array) -> str | None:
     count = sum(int(np.isinf(chunk).sum()) for chunk in _chunks(cast))
     if not count:
         return None
-    return (
-        f"{name!r}: {count} values are too large for {cast.dtype}; load it as float32 or bfloat16"
-    )
+    wider = "float32" if cast.dtype.name == "bfloat16" else "float32 or bfloat16"
+    return f"{name!r}: {count} values are too large for {cast.dtype}; ask for {wider}"
 
 
 def warn_suspicious(name: str, array: Array, source: object) -> None:

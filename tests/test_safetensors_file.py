@@ -181,6 +181,21 @@ def test_a_file_replaced_during_loading_is_named(path: Path) -> None:
             read("b")
 
 
+def test_a_file_rewritten_in_place_during_loading_is_named(path: Path) -> None:
+    """Same file, same size, other content: only the time of its last change tells."""
+    write_safetensors(path, {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)})
+    with open_tensors(path, read_header(path)) as read:
+        assert read("a").shape == (1,)
+        before = path.stat()
+        raw = path.read_bytes()
+        with path.open("r+b") as file:
+            file.write(raw[:-4] + np.ones(1, np.float32).tobytes())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+        assert path.stat().st_ino == before.st_ino
+        with pytest.raises(CheckpointError, match="changed while tensor 'b' was read"):
+            read("b")
+
+
 def test_a_file_cut_off_during_loading_is_named(path: Path) -> None:
     """Behind a memory map the same cut kills the process with SIGBUS."""
     write_safetensors(path, {name: np.zeros(1 << 16, np.float32) for name in "ab"})
