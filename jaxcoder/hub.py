@@ -5,9 +5,9 @@ ever is. huggingface_hub is imported where it is used: local folders work withou
 """
 
 import functools
-import sys
 from pathlib import Path
 
+from .diagnostics import say
 from .errors import CheckpointError
 
 NEEDED_FILES = (
@@ -39,8 +39,13 @@ def resolve(
 
     Raises:
       CheckpointError: no such folder, or the repository cannot be had; says what to do.
-      ValueError: a revision of a local folder.
+      ValueError: neither text nor a path, an empty text, or a revision of a local folder.
     """
+    if not isinstance(path_or_repo, str | Path) or path_or_repo == "":
+        raise ValueError(
+            f"path_or_repo is {path_or_repo!r}, expected a folder or a repository id; "
+            "for the current folder pass '.'"
+        )
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -148,4 +153,4 @@ def _explain(exc: Exception, repo: str, local_files_only: bool) -> str:
 
 @functools.cache
 def _print_licence_note() -> None:
-    print(_LICENCE_NOTE, file=sys.stderr)
+    say(_LICENCE_NOTE)
