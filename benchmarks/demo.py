@@ -66,6 +66,7 @@ def main() -> int:
     print("the proof holds" if holds else "THE PROOF FAILED")
     print(
         "\nNext, with the real weights (under BigCode OpenRAIL-M):\n"
+        "  pip install .\n"
         "  jaxcoder complete 'def fibonacci(n):' --model bigcode/tiny_starcoder_py"
     )
     return 0 if holds else 1

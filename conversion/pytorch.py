@@ -23,28 +23,40 @@ class TorchForward(NamedTuple):
     """n_layer + 2 arrays [T, D]: the embedding, the stream after each block, the final norm."""
 
 
-def load(folder: Path, dtype: str, device: str = "cpu") -> Any:
-    """The checkpoint as transformers loads it, in "float64", "float32" or "bfloat16".
+def require() -> None:
+    """Refuse at once what would stop the proof after minutes.
 
     Raises:
       ValueError: torch or transformers is missing, or a release known to be wrong.
     """
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers
     except ImportError as exc:
         raise ValueError(
             f"verify compares with PyTorch, but {exc.name} is not installed: install a CPU build "
             'of torch, then pip install "transformers>=4.57,<6"'
         ) from exc
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(
-            f"torch_device is {device!r}, expected 'cpu', or 'cuda' where torch has it"
-        )
     if transformers.__version__ in BROKEN_ATTENTION:
         raise ValueError(
             f"transformers {transformers.__version__} computes this attention wrongly; "
             "install 4.55.1 or later"
+        )
+
+
+def load(folder: Path, dtype: str, device: str = "cpu") -> Any:
+    """The checkpoint as transformers loads it, in "float64", "float32" or "bfloat16".
+
+    Raises:
+      ValueError: torch or transformers is missing, or a release known to be wrong.
+    """
+    require()
+    import torch
+    import transformers
+
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(
+            f"torch_device is {device!r}, expected 'cpu', or 'cuda' where torch has it"
         )
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

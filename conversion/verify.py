@@ -65,6 +65,7 @@ class Verify:
         """Verify and print; returns the exit status."""
         if (self.src is None) != self.synthetic:
             raise ValueError("give SRC, or --synthetic without SRC")
+        pytorch.require()  # before a download or a checkpoint is made
         with self._folder() as folder:
             report = verify(
                 folder,

@@ -1,7 +1,11 @@
 """``python -m jaxcoder`` is the ``jaxcoder`` command."""
 
+import contextlib
 import os
 import sys
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
@@ -15,7 +19,19 @@ def main() -> None:
 
         run_command()
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _leave_at_once()
+    except SystemExit as exc:
+        if exc.code == INTERRUPTED:
+            _leave_at_once()
+        raise
+
+
+def _leave_at_once() -> None:
+    """End without tearing down: XLA may still be compiling, and would crash meanwhile."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

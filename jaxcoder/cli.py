@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, TextIO
 
 import tyro
 
-from .arguments import check_count
+from .arguments import check_count, check_stop
 from .completion import Completion
 from .devices import default_device
 from .diagnostics import say
 from .durable import replace_file
 from .generator import Generator
 from .info import describe, format_description
+from .sampling import sampling_params
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class ModelOptions:
     """Which model, and in which dtype."""
 
     model: str | None = None
-    """A local folder or a Hub id such as bigcode/tiny_starcoder_py; by default the demo model."""
+    """A local folder or a Hub id such as bigcode/tiny_starcoder_py. (Later versions embed a demo
+    model as the default; this one has none.)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on TPUs and recent GPUs, else float32."""
     revision: str | None = None
@@ -73,9 +75,20 @@ class SamplingOptions:
         """What one completion is drawn with: all but n."""
         return {name: value for name, value in vars(self).items() if name != "n"}
 
-    def check_n(self, *, as_json: bool) -> None:
+    def check(self, *, as_json: bool) -> None:
+        """Refuse values out of range before a model is fetched and loaded."""
         if check_count("n", self.n, least=1) > 1 and not as_json:
             raise ValueError(f"n is {self.n}, and several completions need --json; add it")
+        check_count("max_new_tokens", self.max_new_tokens, least=0)
+        check_stop(self.stop)
+        sampling_params(
+            1,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+        )
 
 
 # Plain `str | None` would read the prompt "None" as no prompt at all.
@@ -111,7 +124,7 @@ class Complete:
     def run(self) -> None:
         if self.prompt is not None and self.file is not None:
             raise ValueError("both a prompt and --file were given; give one")
-        self.sampling.check_n(as_json=self.json)
+        self.sampling.check(as_json=self.json)
         if self.prompt is not None:
             prompt = self.prompt
         else:
@@ -152,7 +165,7 @@ class Infill:
             raise ValueError("--in-place needs FILE and goes with neither --json nor --full")
         if self.json and self.full:
             raise ValueError("both --json and --full were given; give one")
-        self.sampling.check_n(as_json=self.json)
+        self.sampling.check(as_json=self.json)
         prefix, suffix = self._sides()
         generator = self.model.load()
         arguments = self.sampling.arguments()
@@ -164,6 +177,11 @@ class Infill:
                 _print_json(completions)
             else:
                 _say_trimmed(completions.trimmed)
+                if _read(self.file) != prefix + suffix:
+                    raise ValueError(
+                        f"{self.file}: was changed while the middle was written; it is left as "
+                        "it is now. Run the command again"
+                    )
                 replace_file(self.file, (prefix + completions.text + suffix).encode())
             return
         asked = generator.infill_prompt(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jaxcoder import Generator, cli, durable
+from jaxcoder import Completion, Generator, Timings, cli, durable
 from jaxcoder.cli import split_at
 from jaxcoder.devices import announce
 from jaxcoder.diagnostics import say
@@ -715,3 +715,31 @@ def test_no_model_is_the_demo_which_is_not_there_yet(
         cli.main()
     assert caught.value.code == 2
     assert "--model bigcode/tiny_starcoder_py" in capsys.readouterr().err
+
+
+def test_values_out_of_range_are_refused_before_a_model_is_loaded(
+    run: Callable[..., Result],
+) -> None:
+    """The Hub was asked, and hundreds of megabytes fetched, before a bad --top-p was named."""
+    for option, value in (("top-p", "5"), ("temperature", "-1"), ("seed", "-1"), ("stop", "")):
+        result = run("complete", "x", f"--{option}", value, "--model", "bigcode/none")
+        assert result.status == 2
+        assert option.replace("-", "_") in result.err
+
+
+def test_in_place_does_not_overwrite_what_was_edited_meanwhile(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited.py"
+    file.write_text("a = 1\n")
+
+    class Editing:
+        def infill(self, *_: object, **__: object) -> Completion:
+            file.write_text("a = 2\n")
+            return Completion("x", [], [], "eos", Timings(0, 0, 0))
+
+    monkeypatch.setattr(cli.ModelOptions, "load", lambda self: Editing())
+    result = run("infill", str(file), "--at", "1:1", "--in-place")
+    assert result.status == 2
+    assert "was changed while" in result.err
+    assert file.read_text() == "a = 2\n"
