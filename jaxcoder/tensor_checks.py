@@ -194,6 +194,9 @@ def _shape_hint(
                 f": that is {'multi-query' if other else 'multi-head'} attention, but multi_query "
                 f"is {str(config.multi_query).lower()} in config.json"
             )
+        input_axis = 0 if config.model_type == "gpt2" else 1
+        if name.endswith("bias") or (len(got) == 2 and got[input_axis] == expected[input_axis]):
+            return f": n_head is {n} and n_embd {config.n_embd} in config.json"
     if len(got) == 2 and got == expected[::-1]:
         return (
             ": transposed; model_type gpt2 stores [in, out], gpt_bigcode [out, in], and "

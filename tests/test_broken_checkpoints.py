@@ -35,6 +35,8 @@ from jaxcoder.config import ModelConfig
 from jaxcoder.errors import CheckpointError
 from jaxcoder.hf_names import params_from_hf, tensor_shapes
 from jaxcoder.safetensors_file import read_header, write_safetensors
+from jaxcoder.safetensors_header import TensorInfo
+from jaxcoder.tensor_checks import match_tensors
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -833,3 +835,14 @@ def test_random_damage_to_a_header_is_refused_or_harmless(
             found = {name: info.shape for name, info in read_header(folder / FILE).tensors.items()}
             assert found == tensor_shapes(MQA)
     assert refused > 80
+
+
+def test_a_wrong_number_of_heads_is_not_blamed_on_another_field() -> None:
+    """With n_head 2 for 4, c_attn.bias is [48] for [64], and n_inner happened to be 64."""
+    fields = {"vocab_size": 9, "n_positions": 8, "n_embd": 32, "n_layer": 1, "n_inner": 64}
+    config = ModelConfig(n_head=2, **fields)
+    shapes = tensor_shapes(ModelConfig(n_head=4, **fields))
+    tensors = {name: TensorInfo("F32", shape, 0, 0) for name, shape in shapes.items()}
+    problems = match_tensors(tensors, config).problems
+    assert len(problems) == 2
+    assert all("n_head is 2" in problem and "n_inner" not in problem for problem in problems)
