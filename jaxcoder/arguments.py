@@ -15,12 +15,13 @@ LONGEST_STOP, MOST_STOPS = 1000, 64
 def is_single_prompt(prompt: object) -> bool:
     """Whether `prompt` is one prompt (text, or a list of ids) and not a list of prompts.
 
-    An empty list, or an empty array, is an empty list of prompts.
+    An empty list is an empty list of prompts, and so is an empty array, unless its integer type
+    says that it holds ids.
     """
     if isinstance(prompt, str):
         return True
     if isinstance(prompt, np.ndarray) and prompt.ndim > 0:
-        return prompt.ndim == 1 and prompt.size > 0
+        return prompt.ndim == 1 and (prompt.size > 0 or np.issubdtype(prompt.dtype, np.integer))
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise ValueError(
             f"prompt is {type(prompt).__name__}, expected str, a list of ids, or a list of those"

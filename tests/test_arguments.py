@@ -230,15 +230,16 @@ def test_any_text_is_a_prompt(generator: Generator, prompt: str) -> None:
     assert ours.tokens == generator.generate(ids, max_new_tokens=4).tokens
 
 
-@pytest.mark.parametrize("prompts", [[], (), np.array([]), np.array([], int), np.ones((0, 3), int)])
+@pytest.mark.parametrize("prompts", [[], (), np.array([]), np.ones((0, 3), int)])
 def test_empty_list_is_a_list_of_no_prompts(generator: Generator, prompts: object) -> None:
-    """An empty array was one empty prompt, continued from the end of text."""
+    """`np.array([])` was one empty prompt, continued from the end of text."""
     assert generator.generate(prompts) == []
 
 
 def test_empty_prompts_in_a_list_are_prompts(generator: Generator) -> None:
-    """Negative control of the test above."""
+    """Negative control of the test above; so is an empty array of ids."""
     expected = generator.generate("", max_new_tokens=4).tokens
+    assert generator.generate(np.array([], np.int32), max_new_tokens=4).tokens == expected
     for prompts in ([[]], [""], [np.array([])]):
         (completion,) = generator.generate(prompts, max_new_tokens=4)
         assert completion.tokens == expected
