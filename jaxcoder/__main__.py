@@ -1,4 +1,4 @@
-"""``python -m jaxcoder`` is the ``jaxcoder`` command."""
+"""The ``jaxcoder`` command, also as ``python -m jaxcoder``: starts cli.py."""
 
 import contextlib
 import os
