@@ -23,7 +23,7 @@ from .arguments import (
 from .checkpoint import load_checkpoint
 from .completion import Completion
 from .config import ModelConfig
-from .devices import announce, resolve_dtype
+from .devices import announce, default_device, resolve_dtype
 from .errors import CheckpointError, TokenizerError
 from .generate import check_request, length_bucket
 from .hub import resolve
@@ -83,7 +83,7 @@ class Generator:
           CheckpointError, ConfigError, TokenizerError: see errors.py.
           ValueError: another argument out of its range.
         """
-        device = jax.devices()[0]
+        device = default_device()
         compute = resolve_dtype(dtype, device)
         folder = resolve(
             embedded_demo() if path_or_repo is None else path_or_repo,
@@ -143,6 +143,7 @@ class Generator:
         for each in [prompt] if is_single else prompt:
             prompts.append(self._ids(each, special))
         check_request(self.config, prompts, max_new_tokens)
+        n = check_count("n", n, least=1)  # a small NumPy integer would wrap around in what follows
         sampling = _sampling(len(prompts), n, temperature, top_k, top_p, repetition_penalty, seed)
         rows = [ids for ids in prompts for _ in range(n)]
         completions = self._rows.complete(
@@ -172,7 +173,10 @@ class Generator:
         """
         # Arguments are checked here, when `stream` is called, and not at the first `next`.
         if not is_single_prompt(prompt):
-            raise ValueError("stream takes one prompt; pass a list of prompts to generate")
+            raise ValueError(
+                "stream takes one prompt; pass a list of prompts to generate, and for no text "
+                f'"" or [{self.tokenizer.end_of_text}], the end of text'
+            )
         ids = self._ids(prompt, special)
         sampling = _sampling(1, 1, temperature, top_k, top_p, repetition_penalty, seed)
         stops = check_stop(stop)
@@ -206,6 +210,7 @@ class Generator:
           TokenizerError: the model has no fill-in-the-middle tokens.
         """
         asked = self.infill_prompt(prefix, suffix, mode=mode, max_new_tokens=max_new_tokens)
+        n = check_count("n", n, least=1)
         sampling = _sampling(1, n, temperature, top_k, top_p, repetition_penalty, seed)
         rows = [asked.tokens] * n
         completions = self._rows.complete(
@@ -322,7 +327,6 @@ def _sampling(
     seed: int,
 ) -> SamplingParams:
     """Parameters of n samples of each of `prompts` prompts, a prompt's samples side by side."""
-    check_count("n", n, least=1)
     if n > 1 and temperature == 0:
         raise ValueError(
             f"n is {n} with temperature 0, which would give {n} equal completions; "

@@ -236,6 +236,19 @@ def test_empty_list_is_a_list_of_no_prompts(generator: Generator, prompts: objec
     assert generator.generate(prompts) == []
 
 
+@pytest.mark.parametrize("prompt", [[], np.array([])])
+def test_stream_of_an_empty_list_says_what_to_pass(generator: Generator, prompt: object) -> None:
+    with pytest.raises(ValueError, match=r'stream takes one prompt.*"" or \[0\], the end of text'):
+        generator.stream(prompt)
+
+
+def test_number_of_samples_does_not_wrap(generator: Generator) -> None:
+    """Three prompts of 64 samples are 192 rows, more than int8 holds."""
+    arguments = {"temperature": 1.0, "max_new_tokens": 1}
+    groups = generator.generate([[20]] * 3, n=np.int8(64), **arguments)
+    assert [len(group) for group in groups] == [64] * 3
+
+
 def test_empty_prompts_in_a_list_are_prompts(generator: Generator) -> None:
     """Negative control of the test above; so is an empty array of ids."""
     expected = generator.generate("", max_new_tokens=4).tokens
