@@ -1,7 +1,8 @@
 """The ``jaxcoder`` command: complete, infill, info.
 
 Text goes to standard output exactly as decoded, and nothing else does; what is said about device,
-licence and errors goes to standard error. A mistake is one line and exit status 2.
+licence and errors goes to standard error. A mistake is exit status 2: a value or a file is named in
+one line, wrong usage in tyro's box.
 """
 
 import dataclasses
