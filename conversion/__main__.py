@@ -1,6 +1,7 @@
 """``python -m conversion``: convert, export, verify.
 
-A wrong value or file is one line on standard error, wrong usage is tyro's box; both are exit status 2.
+A wrong value or file is one line on standard error, wrong usage is tyro's box; both are exit
+status 2.
 """
 
 import sys
