@@ -16,9 +16,10 @@ import tyro
 from jaxcoder.checkpoint import TOKENIZER_FILE, load_checkpoint
 from jaxcoder.config import ModelConfig
 from jaxcoder.hub import resolve
+from jaxcoder.json_file import json_bytes
 from jaxcoder.tokenizer_file import END_OF_TEXT, AddedToken, TokenizerFile, read_tokenizer_file
 
-from .folders import GENERATION_FILE, json_bytes, read_generation_config, write_folder
+from .folders import GENERATION_FILE, read_generation_config, write_folder
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,15 @@
 """Writing a checkpoint with more small files than the library itself does, whole or not at all."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxcoder.checkpoint import TOKENIZER_FILE, save_checkpoint
 from jaxcoder.config import ModelConfig
 from jaxcoder.durable import new_folder
 from jaxcoder.errors import CheckpointError
 from jaxcoder.hf_names import Params
-from jaxcoder.json_file import read_json_object
+from jaxcoder.json_file import json_bytes, read_json_object
 from jaxcoder.manifest import MANIFEST_FILE
 
 GENERATION_FILE = "generation_config.json"
@@ -60,11 +58,6 @@ def read_generation_config(source: Path) -> bytes | None:
         return None
     read_json_object(path, error=CheckpointError)
     return path.read_bytes()
-
-
-def json_bytes(fields: Mapping[str, Any]) -> bytes:
-    """`fields` as an indented JSON file."""
-    return (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _add_to_manifest(path: Path, files: Mapping[str, bytes]) -> None:

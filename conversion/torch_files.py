@@ -19,7 +19,7 @@ from jaxcoder.errors import CheckpointError
 from jaxcoder.hf_names import Array, is_mask_buffer
 from jaxcoder.json_file import open_regular_file, read_json_object
 from jaxcoder.problems import raise_if_any, shorten
-from jaxcoder.shards import is_plain_file_name
+from jaxcoder.shards import checked_weight_map
 
 from .layouts import LazyTensor
 
@@ -51,7 +51,8 @@ def read_torch_files(folder: Path) -> dict[str, LazyTensor]:
         )
     if single.exists():
         return _load(single)
-    listed = _weight_map(index)
+    fields = read_json_object(index, limit=_MAX_INDEX_BYTES, error=CheckpointError)
+    listed = checked_weight_map(fields, index, suffix=".bin")
     tensors: dict[str, LazyTensor] = {}
     problems = []
     for file_name in sorted(set(listed.values())):
@@ -69,24 +70,6 @@ def read_torch_files(folder: Path) -> dict[str, LazyTensor]:
     remedy = "download the checkpoint again"
     raise_if_any(problems, index, remedy=remedy, error=CheckpointError)
     return tensors
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    fields = read_json_object(index, limit=_MAX_INDEX_BYTES, error=CheckpointError)
-    listed = fields.get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(
-            f"{index}: weight_map is {shorten(listed)}, expected an object: tensor name -> file "
-            "name; download it again"
-        )
-    problems = [
-        f"weight_map has {shorten(name)} in {shorten(file)}, "
-        "expected the plain name of a .bin file in this folder"
-        for name, file in listed.items()
-        if not is_plain_file_name(file) or not file.endswith(".bin")
-    ]
-    raise_if_any(problems, index, remedy="do not trust this checkpoint", error=CheckpointError)
-    return listed
 
 
 def _load(path: Path) -> dict[str, LazyTensor]:

@@ -9,7 +9,6 @@ Loading checks names, shapes and dtypes before the first byte of a tensor is rea
 that is wrong into one error.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ from .hf_names import (
     iter_params,
     params_to_hf,
 )
-from .json_file import read_regular_file
+from .json_file import json_bytes, read_regular_file
 from .manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -138,7 +137,7 @@ def save_checkpoint(
     tensors = params_to_hf(params, config)
     found = [value_problem(name, array) for name, array in tensors.items()]
     raise_if_any([text for text in found if text], "params", remedy=remedy, error=ValueError)
-    small_files = {CONFIG_FILE: _json_bytes(_config_fields(config, tensors))}
+    small_files = {CONFIG_FILE: json_bytes(_config_fields(config, tensors))}
     if tokenizer_file is not None:
         small_files[TOKENIZER_FILE] = read_regular_file(
             tokenizer_file, limit=_MAX_TOKENIZER_BYTES, error=CheckpointError
@@ -147,8 +146,8 @@ def save_checkpoint(
     file_names = [SINGLE_FILE]
     if len(shards) > 1:
         file_names = [shard_file_name(i + 1, len(shards)) for i in range(len(shards))]
-        small_files[INDEX_FILE] = _json_bytes(_index_fields(tensors, shards, file_names))
-    small_files[MANIFEST_FILE] = _json_bytes(make_manifest(small_files, tensors))
+        small_files[INDEX_FILE] = json_bytes(_index_fields(tensors, shards, file_names))
+    small_files[MANIFEST_FILE] = json_bytes(make_manifest(small_files, tensors))
 
     needed = sum(array.nbytes for array in tensors.values()) + sum(map(len, small_files.values()))
     with new_folder(Path(path), needed_bytes=needed) as folder:
@@ -241,7 +240,3 @@ def _index_fields(
             name: file for file, names in zip(file_names, shards, strict=True) for name in names
         },
     }
-
-
-def _json_bytes(fields: Mapping[str, Any]) -> bytes:
-    return (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()

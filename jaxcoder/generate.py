@@ -10,7 +10,6 @@ The host checks every id and length before anything is traced: JAX clamps indice
 
 import functools
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .arguments import check_count
 from .cache import KVCache, capacity_bucket, grow, init_cache
 from .config import ModelConfig
 from .model import GPTBigCode
@@ -138,9 +138,8 @@ def check_request(config: ModelConfig, prompts: Sequence[Sequence[int]], new_tok
       ValueError: an empty prompt, an id that is no integer or outside the vocabulary, a negative
         number of new tokens, or a prompt that with them exceeds n_positions.
     """
-    if isinstance(new_tokens, bool) or not isinstance(new_tokens, Integral) or new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {new_tokens!r}, expected an integer of at least 0")
-    new_tokens = int(new_tokens)  # a small NumPy integer would wrap around in the sum below
+    # As an int: a small NumPy integer would wrap around in the sum below.
+    new_tokens = check_count("max_new_tokens", new_tokens, least=0)
     for index, prompt in enumerate(prompts):
         ids = np.asarray(prompt)
         if ids.size == 0:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -136,3 +136,8 @@ def _line_column(text: str, position: int) -> str:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
     return f"line {line} column {column}"
+
+
+def json_bytes(fields: Mapping[str, Any]) -> bytes:
+    """`fields` as the content of an indented JSON file."""
+    return (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()

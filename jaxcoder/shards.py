@@ -85,7 +85,7 @@ def _is_present(path: Path) -> bool:
 
 def _read_shards(folder: Path, index: Path) -> Weights:
     fields = read_json_object(index, limit=_MAX_INDEX_BYTES, error=CheckpointError)
-    listed = _weight_map(fields, index)
+    listed = checked_weight_map(fields, index, suffix=".safetensors")
     remedy = "download or convert the checkpoint again"
     headers: dict[Path, Header] = {}
     problems = []
@@ -119,7 +119,12 @@ def _read_shards(folder: Path, index: Path) -> Weights:
     return Weights(headers, {name: folder / file for name, file in listed.items()}, index)
 
 
-def _weight_map(fields: dict[str, Any], index: Path) -> dict[str, str]:
+def checked_weight_map(fields: dict[str, Any], index: Path, *, suffix: str) -> dict[str, str]:
+    """The weight_map of an index file: tensor name -> plain name of a file that ends in `suffix`.
+
+    Raises:
+      CheckpointError: not such a map, or an entry that could lead out of the folder.
+    """
     listed = fields.get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(
@@ -128,9 +133,9 @@ def _weight_map(fields: dict[str, Any], index: Path) -> dict[str, str]:
         )
     problems = [
         f"weight_map has {shorten(name)} in {shorten(file)}, "
-        "expected the plain name of a .safetensors file in this folder"
+        f"expected the plain name of a {suffix} file in this folder"
         for name, file in listed.items()
-        if not is_plain_file_name(file) or not file.endswith(".safetensors")
+        if not is_plain_file_name(file) or not file.endswith(suffix)
     ]
     raise_if_any(problems, index, remedy="do not trust this checkpoint", error=CheckpointError)
     return listed

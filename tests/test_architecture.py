@@ -64,7 +64,7 @@ LIBRARY = {
     "sampling": Allowed("config", "jax numpy"),
     "layers": Allowed("config cache", "jax flax"),
     "model": Allowed("config cache layers", "jax flax"),
-    "generate": Allowed("config cache model sampling", "jax numpy"),
+    "generate": Allowed("arguments config cache model sampling", "jax numpy"),
     "completion": Allowed("text_stream timing", "numpy"),
     "row_decoder": Allowed("completion generate model sampling timing tokenizer", "numpy tqdm"),
     "generator": Allowed(
