@@ -95,7 +95,9 @@ USES = {
         "safetensors_header safetensors_file shards tensor_checks manifest checkpoint cache "
         "sampling model generate"
     ),
-    "train": "errors config fim tokenizer checkpoint cache sampling model generate",
+    "train": (
+        "errors problems config hf_names fim tokenizer checkpoint cache sampling layers model generate"
+    ),
     "benchmarks": " ".join(["__init__", *LIBRARY]),
 }
 

@@ -1,0 +1,226 @@
+"""One training step: loss and gradients of a batch, and the new state; jitted and donated.
+
+A step whose loss or gradients are not finite leaves weights and optimizer bitwise as they were.
+So does one without a token that counts. Both move on to the next step, that is, to the next batch.
+
+Letters: B rows, T tokens predicted by a row, A parts of an accumulated batch.
+"""
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxcoder.model import GPTBigCode
+
+from .config import LoraConfig, OptimizerConfig
+from .lora import init_adapters, merge
+from .loss import chunked_cross_entropy
+from .optimizer import learning_rate, make_optimizer
+
+Array = jax.Array
+
+
+class BatchLike(Protocol):
+    """What a step reads of a batch, a NamedTuple (see data.py)."""
+
+    tokens: Array
+    """int32 [B, T + 1]; position t predicts tokens[:, t + 1]."""
+    segment_ids: Array
+    """int32 [B, T + 1]: documents do not see each other."""
+    positions: Array
+    """int32 [B, T + 1]."""
+    loss_mask: Array
+    """float32 [B, T]: weight of each prediction."""
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What a step is compiled for; hashable, a static argument."""
+
+    model: GPTBigCode
+    optimizer: OptimizerConfig
+    steps: int
+    """Of the whole run, for the learning rate."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Rank above 0: adapters are trained, and the model's weights are frozen."""
+    seed: int = 0
+    """Of fresh adapters and of the dropout."""
+    accumulation: int = 1
+    """Parts that the batch is computed in; divides its rows."""
+    loss_chunk: int = 1024
+    """Tokens whose logits are held at once."""
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Array
+    """int32: steps taken, skipped ones among them; the next batch is that of this number."""
+    params: dict
+    """What is trained, float32: the model's weights, or adapters (see lora.py)."""
+    opt_state: optax.OptState
+    """Adam's moments and the count of steps in them."""
+    bad_steps: Array
+    """int32: steps in a row, up to the last one, whose loss or gradients were not finite."""
+
+
+class Metrics(NamedTuple):
+    """What a step reports."""
+
+    loss: Array
+    """float32: mean over the tokens that count, the z-loss with it; 0 where none counts."""
+    tokens: Array
+    """float32: sum of the loss mask."""
+    grad_norm: Array
+    """float32: norm of all gradients together, before clipping."""
+    learning_rate: Array
+    """float32."""
+    is_finite: Array
+    """bool: loss and gradients are; otherwise the step was skipped."""
+    tensor_is_finite: Array
+    """bool [tensors]: each gradient's sum of squares is, in the order of `tensor_names`."""
+
+
+def init_state(params: dict, *, config: StepConfig) -> tuple[TrainState, dict]:
+    """The state before step 0, and the frozen weights: none, or all of them beside adapters.
+
+    What is trained is taken over from `params`: the first `train_step` deletes those arrays.
+    """
+    frozen: dict = {}
+    if config.lora.rank > 0:
+        key = jax.random.key(config.seed)
+        params, frozen = init_adapters(params, key, config=config.lora), params
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    opt_state = make_optimizer(config.optimizer).init(params)
+    return TrainState(jnp.int32(0), params, opt_state, jnp.int32(0)), frozen
+
+
+def model_params(trained: dict, frozen: dict, *, config: StepConfig) -> dict:
+    """The weights of the model: `trained` themselves, or the frozen ones with adapters merged."""
+    if config.lora.rank == 0:
+        return trained
+    return merge(frozen, trained, config=config.lora)
+
+
+def tensor_names(params: dict) -> list[str]:
+    """The paths of the leaves, such as h_0/attn/q/weight, in the order of their flags."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    return ["/".join(key.key for key in path) for path, _ in paths]
+
+
+def bad_tensors(params: dict, metrics: Metrics) -> list[str]:
+    """The names of the tensors whose gradient was not finite."""
+    flags = jax.device_get(metrics.tensor_is_finite)
+    return [name for name, ok in zip(tensor_names(params), flags, strict=True) if not ok]
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnums=0)
+def train_step(
+    state: TrainState, batch: BatchLike, *, frozen: dict, config: StepConfig
+) -> tuple[TrainState, Metrics]:
+    """Take one step; `state` is donated, `frozen` is what `init_state` returned beside it.
+
+    Raises:
+      ValueError: accumulation does not divide the rows.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    loss, gradients = loss_and_gradients(state.params, batch, frozen=frozen, key=key, config=config)
+    return apply_gradients(state, gradients, loss=loss, tokens=batch.loss_mask.sum(), config=config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def eval_step(
+    trained: dict, batch: BatchLike, *, frozen: dict, config: StepConfig
+) -> tuple[Array, Array]:
+    """Sum of the negative log-likelihoods (nats) of the tokens that count, and their number."""
+    config = replace(config, optimizer=replace(config.optimizer, z_loss=0.0))
+    weights = batch.loss_mask
+    loss = _weighted_loss(trained, batch, weights, frozen=frozen, key=None, config=config)
+    return loss, weights.sum()
+
+
+def loss_and_gradients(
+    trained: dict, batch: BatchLike, *, frozen: dict, key: Array, config: StepConfig
+) -> tuple[Array, dict]:
+    """Mean loss over the tokens that count, and its gradients, in `config.accumulation` parts."""
+    total = batch.loss_mask.sum()
+    weights = batch.loss_mask / jnp.where(total == 0, 1, total)
+    of_part = jax.value_and_grad(functools.partial(_weighted_loss, frozen=frozen, config=config))
+    parts, rows = config.accumulation, len(batch.tokens)
+    if parts == 1:
+        return of_part(trained, batch, weights, key=key)
+    if rows % parts:
+        raise ValueError(
+            f"batch.accumulation is {parts} and the batch has {rows} rows; it must divide them"
+        )
+
+    def add_part(carry: tuple[Array, dict], part: tuple) -> tuple[tuple[Array, dict], None]:
+        number, part_batch, part_weights = part
+        part_key = jax.random.fold_in(key, number)
+        result = of_part(trained, part_batch, part_weights, key=part_key)
+        return jax.tree.map(jnp.add, carry, result), None
+
+    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+    split = jax.tree.map(lambda a: a.reshape(parts, rows // parts, *a.shape[1:]), (batch, weights))
+    sums, _ = lax.scan(add_part, zeros, (jnp.arange(parts), *split))
+    return sums
+
+
+def apply_gradients(
+    state: TrainState, gradients: dict, *, loss: Array, tokens: Array, config: StepConfig
+) -> tuple[TrainState, Metrics]:
+    """The state after one AdamW step, or the same weights and optimizer if it is to be skipped."""
+    squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
+    norm = jnp.sqrt(squares.sum())
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    rate = learning_rate(state.step, config.optimizer, steps=config.steps)
+    optimizer = make_optimizer(config.optimizer)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(lambda leaf, update: leaf - rate * update, state.params, updates)
+    is_taken = is_finite & (tokens > 0)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_taken, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
+    metrics = Metrics(loss, tokens, norm, rate, is_finite, jnp.isfinite(squares))
+    return TrainState(state.step + 1, params, opt_state, bad_steps), metrics
+
+
+def _weighted_loss(
+    trained: dict,
+    batch: BatchLike,
+    weights: Array,
+    *,
+    frozen: dict,
+    key: Array | None,
+    config: StepConfig,
+) -> Array:
+    """Weighted sum of the losses of a batch; dropout acts where there is a key."""
+    model = config.model
+    params = model_params(trained, frozen, config=config)
+    features, _ = model.apply(
+        {"params": params},
+        batch.tokens[:, :-1],
+        positions=batch.positions[:, :-1],
+        segment_ids=batch.segment_ids[:, :-1],
+        train=key is not None,
+        rngs=None if key is None else {"dropout": key},
+        method="features",
+    )
+    head = params["wte" if model.config.tie_word_embeddings else "lm_head"]["weight"]
+    return chunked_cross_entropy(
+        features.reshape(-1, features.shape[-1]),
+        head,
+        targets=batch.tokens[:, 1:].reshape(-1),
+        weights=weights.reshape(-1),
+        chunk=config.loss_chunk,
+        dtype=model.dtype,
+        z_loss=config.optimizer.z_loss,
+    )
