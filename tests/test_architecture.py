@@ -96,7 +96,8 @@ USES = {
         "sampling model generate"
     ),
     "train": (
-        "errors problems config hf_names fim tokenizer checkpoint cache sampling layers model generate"
+        "errors diagnostics problems durable json_file config hf_names fim tokenizer checkpoint cache "
+        "sampling layers model generate"
     ),
     "benchmarks": " ".join(["__init__", *LIBRARY]),
 }
@@ -106,6 +107,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "torch": ("conversion/", "benchmarks/"),
     "transformers": ("conversion/", "benchmarks/"),
     "huggingface_hub": ("jaxcoder/hub.py", "conversion/download.py"),
+    "orbax": ("train/checkpoints.py",),
 }
 TRAIN_ONLY = ("optax", "grain", "orbax")
 CODE_LOADERS = (
