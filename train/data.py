@@ -1,0 +1,182 @@
+"""Batches: what the model is shown at a step follows from the seed and the step alone.
+
+Row r of a run, counted over all steps, is row r mod R of epoch r div R, R being the rows of an
+epoch. So a run can start anywhere, batches can be made in any order and by any number of threads,
+and the last rows of an epoch share a batch with the first of the next: none is dropped.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from jaxcoder.errors import ConfigError
+from jaxcoder.tokenizer import Tokenizer
+
+from .config import TrainConfig
+from .fim import Example, make_example
+from .packing import Row, pack_row, plan_rows, row_order
+from .pieces import character_borders, chunk_number, cut_pieces, piece_ids, plan_chunks
+
+if TYPE_CHECKING:
+    from .store import TokenStore
+
+_ENDLESS = 2**62
+
+
+class Batch(NamedTuple):
+    """The arrays of a step; the model reads ``[:, :T]``, and predicts ``tokens[:, 1:]``.
+
+    Attributes:
+      tokens: int32 [B, T + 1].
+      segment_ids: int32 [B, T + 1], 0 for padding.
+      positions: int32 [B, T + 1].
+      loss_mask: float32 [B, T], 1 where ``tokens[:, t + 1]`` counts; it may be 0 everywhere.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    loss_mask: np.ndarray
+
+
+class Contents(NamedTuple):
+    """What a batch was made of.
+
+    Attributes:
+      pieces: the piece numbers of every row.
+      overflows: pieces left plain because their permutation needed more than the reserve.
+    """
+
+    pieces: list[list[int]]
+    overflows: int
+
+
+class BatchSource:
+    """The batches of one split of a store, by step."""
+
+    def __init__(
+        self,
+        store: "TokenStore",
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        *,
+        split: Literal["train", "validation"] = "train",
+    ) -> None:
+        """Cut and pack the documents of the split.
+
+        Raises:
+          ConfigError: a split without a token.
+          ValueError: a `batch.seq_len` too short for fill-in-the-middle.
+        """
+        self._store, self._tokenizer, self._config = store, tokenizer, config
+        self._window = config.batch.seq_len + 1
+        documents = np.flatnonzero(np.asarray(store.is_validation) == (split == "validation"))
+        if config.fim.level == "document":
+            self._pieces = plan_chunks(store, documents, window=self._window)
+        else:
+            self._pieces = cut_pieces(store, documents, window=self._window, tokenizer=tokenizer)
+        if not len(self._pieces.document):
+            raise ConfigError(
+                f"data: {config.data!r} has no tokens for {split}, expected some; add documents "
+                "or change source.validation_share"
+            )
+        self._plan = plan_rows(self._pieces.room, self._window, seed=config.seed)
+        self._order = functools.lru_cache(maxsize=2)(self._row_order)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows in which every piece occurs once."""
+        return len(self._plan.starts) - 1
+
+    @property
+    def pieces_per_epoch(self) -> int:
+        """Pieces of the split."""
+        return len(self._pieces.document)
+
+    def batch(self, step: int) -> tuple[Batch, Contents]:
+        """The batch of a step, from 0, whatever was asked before."""
+        size = self._config.batch.size
+        rows, pieces, overflows = zip(
+            *(self.row(number) for number in range(step * size, (step + 1) * size)), strict=True
+        )
+        tokens, segment_ids, positions, loss_mask = map(np.stack, zip(*rows, strict=True))
+        batch = Batch(tokens, segment_ids, positions, loss_mask.astype(np.float32))
+        return batch, Contents(list(pieces), sum(overflows))
+
+    def row(self, number: int) -> tuple[Row, list[int], int]:
+        """A row, its pieces and overflows, by its number over all steps, from 0."""
+        epoch, place = divmod(number, self.rows_per_epoch)
+        pieces = self._plan.row(self._order(epoch)[place])
+        examples = [self._example(piece, epoch) for piece in pieces]
+        row = pack_row(
+            examples,
+            self._window,
+            config=self._config.batch,
+            pad_id=self._tokenizer.end_of_text,
+        )
+        return row, pieces, sum(example.overflow for example in examples)
+
+    def iterate(self, start_step: int) -> Iterator[tuple[int, Batch, Contents]]:
+        """Step, batch and contents from `start_step` on, without end, prepared ahead in threads.
+
+        Raises:
+          ModuleNotFoundError: grain is not installed and `compute.prefetch_threads` is not 0.
+        """
+        threads = self._config.compute.prefetch_threads
+        if not threads:
+            for step in range(start_step, _ENDLESS):
+                yield step, *self.batch(step)
+            return
+        import grain
+
+        steps = grain.MapDataset.range(start_step, _ENDLESS)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        batches = iter(steps.map(self.batch).to_iter_dataset(options))
+        try:
+            for step, (batch, contents) in enumerate(batches, start=start_step):
+                yield step, batch, contents
+        finally:
+            batches.close()
+
+    def describe(self, piece: int) -> str:
+        """Document name and token offsets of a piece, for messages."""
+        document = int(self._pieces.document[piece])
+        start, stop = int(self._pieces.start[piece]), int(self._pieces.stop[piece])
+        return f"{self._store.names[document]}[{start}:{stop}]"
+
+    def _row_order(self, epoch: int) -> np.ndarray:
+        return row_order(self.rows_per_epoch, seed=self._config.seed, epoch=epoch)
+
+    def _example(self, piece: int, epoch: int) -> Example:
+        if self._config.fim.level == "document":
+            return self._chunk(piece, epoch)
+        store, pieces = self._store, self._pieces
+        document = pieces.document[piece]
+        length = store.starts[document + 1] - store.starts[document]
+        return make_example(
+            piece_ids(store, pieces, piece),
+            (self._config.seed, epoch, piece),
+            config=self._config.fim,
+            tokenizer=self._tokenizer,
+            ends_document=bool(pieces.stop[piece] == length),
+        )
+
+    def _chunk(self, piece: int, epoch: int) -> Example:
+        """One chunk of a document that is permuted as a whole; its last ones may be empty."""
+        number = chunk_number(self._pieces, piece, window=self._window)
+        document = self._pieces.document[piece]
+        first, last = self._store.starts[document], self._store.starts[document + 1]
+        whole = make_example(
+            self._store.tokens[first:last].astype(np.int32),
+            (self._config.seed, epoch, piece - number),
+            config=self._config.fim,
+            tokenizer=self._tokenizer,
+            ends_document=True,
+        )
+        borders = character_borders(whole.ids, self._window, tokenizer=self._tokenizer)
+        start, stop = (borders[min(number + end, len(borders) - 1)] for end in (0, 1))
+        middle = tuple(min(max(edge - start, 0), stop - start) for edge in whole.middle)
+        overflow = whole.overflow and number == 0
+        return Example(whole.ids[start:stop], middle, whole.kind, overflow)

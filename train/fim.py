@@ -1,0 +1,155 @@
+"""Fill-in-the-middle examples: a piece of code, cut at two places and put in another order.
+
+As in bigcode-project/Megatron-LM (``gpt_dataset.py``): the cuts are two integers drawn uniformly
+from 0 to the number of characters, both ends included, so any part may be empty; prefix, middle
+and suffix are tokenised separately; the middle comes last and ends with eos. Unlike there, what is
+drawn depends on the seed, the epoch and the piece alone, and nothing is truncated.
+
+Where eos stands. A permuted piece always ends with it: it says that the middle meets the suffix.
+A plain piece ends with it only where its document ends: elsewhere the text goes on.
+
+Source: Bavarian et al., arXiv 2207.14255.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxcoder.fim import psm_prompt, spm_prompt
+from jaxcoder.tokenizer import Tokenizer
+
+from .config import FimConfig
+from .pieces import RESERVE, character_start
+
+_CUTS = 1  # sets these draws apart from others made with the same seed
+
+Parts = tuple[list[int], list[int], list[int]]
+
+
+class Example(NamedTuple):
+    """What the model is shown of one piece.
+
+    Attributes:
+      ids: int32 [n].
+      middle: offsets in `ids` of the middle and its eos, (start, stop); (0, 0) if not permuted.
+      kind: the order of the parts.
+      overflow: it was to be permuted but needed more than the reserve, so it is plain.
+    """
+
+    ids: np.ndarray
+    middle: tuple[int, int]
+    kind: Literal["plain", "psm", "spm"]
+    overflow: bool
+
+
+def make_example(
+    ids: np.ndarray,
+    key: tuple[int, ...],
+    *,
+    config: FimConfig,
+    tokenizer: Tokenizer,
+    ends_document: bool,
+) -> Example:
+    """Permute a piece, or leave it plain, as the draws of `key` say.
+
+    The result has at most `RESERVE` ids more than the piece. A piece that begins with a special
+    token has a header, up to the end of its first line: that stays in front, whole. Bytes that are
+    not UTF-8 stay plain.
+
+    Args:
+      ids: int32 [n], a piece or a whole document.
+      key: (seed, epoch, piece index), integers of zero or more.
+      config: rates and where cuts may fall.
+      tokenizer: the one that made `ids`.
+      ends_document: the piece is the last of its document.
+    """
+    permuted, reordered, *cuts = _draws(key)
+    header = _header_length(ids, tokenizer)
+    eos = [tokenizer.end_of_text]
+    plain = Example(
+        np.array([*ids, *(eos if ends_document else [])], np.int32), (0, 0), "plain", False
+    )
+    if header == len(ids) or not _happens(permuted, config.rate):
+        return plain
+    cut = _cut_characters if config.cut == "character" else _cut_tokens
+    parts = cut(ids[header:].tolist(), cuts, tokenizer)
+    if parts is None:
+        return plain
+    prefix, middle, suffix = parts
+    kind = "spm" if _happens(reordered, config.spm_rate) else "psm"
+    layout = spm_prompt if kind == "spm" else psm_prompt
+    before = [*ids[:header], *layout(prefix, suffix, tokenizer.fim)]
+    permutation = np.array([*before, *middle, *eos], np.int32)
+    if len(permutation) > len(ids) + RESERVE:
+        return plain._replace(overflow=True)
+    return Example(permutation, (len(before), len(permutation)), kind, False)
+
+
+def unpermute(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text of the piece that an example was made from, without special tokens.
+
+    Raises:
+      ValueError: sentinels that do not stand once each, in the order prefix, suffix, middle.
+    """
+    fim = tokenizer.fim
+    tokens = [token for token in np.asarray(ids).tolist() if token != tokenizer.end_of_text]
+    sentinels = (fim.prefix, fim.suffix, fim.middle)
+    found = [(token, offset) for offset, token in enumerate(tokens) if token in sentinels]
+    if not found:
+        return tokenizer.decode(tokens)
+    if tuple(token for token, _ in found) != sentinels:
+        raise ValueError(
+            f"ids: sentinels {[token for token, _ in found]}, expected {list(sentinels)}, once "
+            "each and in this order; pass one whole example"
+        )
+    prefix, suffix, middle = (offset for _, offset in found)
+    before = tokens[:prefix] + tokens[prefix + 1 : suffix]
+    return tokenizer.decode(before + tokens[middle + 1 :] + tokens[suffix + 1 : middle])
+
+
+def _draws(key: tuple[int, ...]) -> list[int]:
+    """Four integers of 64 bits: permute?, which order?, and the two cuts.
+
+    NumPy keeps the values of `SeedSequence` fixed over its releases, not those of `Generator`.
+    """
+    return np.random.SeedSequence((_CUTS, *key)).generate_state(4, np.uint64).tolist()
+
+
+def _happens(draw: int, rate: float) -> bool:
+    return draw < rate * 2.0**64
+
+
+def _up_to(draw: int, highest: int) -> int:
+    """A uniform integer from 0 to `highest`, included."""
+    return draw * (highest + 1) >> 64
+
+
+def _header_length(ids: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Ids of the header line, such as ``<filename>a.py`` and its newline; 0: there is none."""
+    if not len(ids) or ids[0] not in tokenizer.special_ids:
+        return 0
+    for offset, token in enumerate(ids):
+        if b"\n" in tokenizer.token_bytes(token):
+            return offset + 1
+    return len(ids)
+
+
+def _cut_characters(ids: list[int], draws: list[int], tokenizer: Tokenizer) -> Parts | None:
+    """Prefix, middle, suffix of the text, each tokenised by itself; None: it is not text."""
+    raw = b"".join(map(tokenizer.token_bytes, ids))
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    first, second = sorted(_up_to(draw, len(text)) for draw in draws)
+    parts = text[:first], text[first:second], text[second:]
+    prefix, middle, suffix = map(tokenizer.encode, parts)
+    return prefix, middle, suffix
+
+
+def _cut_tokens(ids: list[int], draws: list[int], tokenizer: Tokenizer) -> Parts:
+    """Prefix, middle, suffix of the ids, moved back to where a token starts a character."""
+    first, second = sorted(
+        character_start(ids, _up_to(draw, len(ids)), tokenizer=tokenizer) for draw in draws
+    )
+    return ids[:first], ids[first:second], ids[second:]

@@ -1,0 +1,140 @@
+"""Documents cut into pieces that fit a row.
+
+A piece is a run of a document's stored tokens. It is planned with `RESERVE` tokens of room more
+than it has, for what fill-in-the-middle adds, so that the plan of an epoch does not depend on
+which pieces are permuted, nor where.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxcoder.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .store import TokenStore
+
+RESERVE = 20
+"""Tokens of room beside the stored ones: 3 sentinels, eos, and 16 for cuts tokenised again."""
+
+_MOST_BACK = 3  # a character of UTF-8 has four bytes at most, so four tokens
+
+
+class Pieces(NamedTuple):
+    """Pieces in the order of their documents; every array has one entry for a piece.
+
+    Attributes:
+      document: int64 [n], index in the store.
+      start, stop: int64 [n], token offsets inside the document.
+      room: int64 [n], tokens that a row must keep free for the piece.
+    """
+
+    document: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    room: np.ndarray
+
+
+def cut_pieces(
+    store: "TokenStore", document_indices: np.ndarray, *, window: int, tokenizer: Tokenizer
+) -> Pieces:
+    """Cut documents into pieces of at most `window` - `RESERVE` stored tokens.
+
+    The pieces of a document join to it exactly; all but its last are as long as a cut between
+    two characters allows. An empty document has no piece.
+
+    Args:
+      store: the tokens.
+      document_indices: int64 [documents], which of them.
+      window: tokens of a row, T + 1.
+      tokenizer: tells where characters start.
+
+    Raises:
+      ValueError: a window too short for the reserve.
+    """
+    limit = _checked(window) - RESERVE
+    borders = []
+    for document in document_indices:
+        first, last = store.starts[document], store.starts[document + 1]
+        borders.append(
+            [0, last - first]
+            if last - first <= limit
+            else character_borders(store.tokens[first:last], limit, tokenizer=tokenizer)
+        )
+    return _pieces(document_indices, borders, spare=RESERVE)
+
+
+def plan_chunks(store: "TokenStore", document_indices: np.ndarray, *, window: int) -> Pieces:
+    """Room for whole documents that are permuted first and split afterwards.
+
+    A permuted document has at most `RESERVE` tokens more than the stored one, and every chunk of
+    it but the last has `window` tokens or up to three less (see `character_borders`): the number
+    of chunks and their room follow from the stored length alone. Here `start` and `stop` count
+    in steps of the shortest chunk; `chunk_number` tells which chunk of its document a piece is.
+
+    Args and errors are those of `cut_pieces`.
+    """
+    shortest = _checked(window) - _MOST_BACK
+    lengths = store.starts[document_indices + 1] - store.starts[document_indices]
+    borders = [
+        [*range(0, length + RESERVE, shortest), length + RESERVE] if length else [0, 0]
+        for length in lengths.tolist()
+    ]
+    return _pieces(document_indices, borders, spare=_MOST_BACK)
+
+
+def chunk_number(pieces: Pieces, piece: int, *, window: int) -> int:
+    """Which chunk of its document a piece of `plan_chunks` is, from 0."""
+    return int(pieces.start[piece]) // (window - _MOST_BACK)
+
+
+def character_borders(ids: Sequence[int], limit: int, *, tokenizer: Tokenizer) -> list[int]:
+    """Offsets 0 < ... < len(ids), at most `limit` apart, where a token starts a character.
+
+    Steps are `limit` tokens, or up to three less. Bytes that are no character, more than three in
+    a row, are cut anywhere.
+    """
+    borders = [0]
+    while borders[-1] + limit < len(ids):
+        borders.append(character_start(ids, borders[-1] + limit, tokenizer=tokenizer))
+    return [*borders, len(ids)]
+
+
+def character_start(ids: Sequence[int], offset: int, *, tokenizer: Tokenizer) -> int:
+    """The nearest offset up to `offset`, three back at most, where a token starts a character."""
+    for candidate in range(offset, max(offset - _MOST_BACK, 0) - 1, -1):
+        if candidate == len(ids):
+            return candidate
+        first = tokenizer.token_bytes(ids[candidate])[:1]
+        if not b"\x80" <= first <= b"\xbf":
+            return candidate
+    return offset
+
+
+def piece_ids(store: "TokenStore", pieces: Pieces, piece: int) -> np.ndarray:
+    """The stored ids of one piece, int32."""
+    first = store.starts[pieces.document[piece]]
+    return store.tokens[first + pieces.start[piece] : first + pieces.stop[piece]].astype(np.int32)
+
+
+def _pieces(documents: np.ndarray, borders: list[list[int]], *, spare: int) -> Pieces:
+    """One piece between every two neighbouring borders that differ."""
+    start = np.array([border for cuts in borders for border in cuts[:-1]], np.int64)
+    stop = np.array([border for cuts in borders for border in cuts[1:]], np.int64)
+    document = np.repeat(
+        np.asarray(documents, np.int64), np.array([len(cuts) - 1 for cuts in borders], np.int64)
+    )
+    kept = stop > start
+    document, start, stop = document[kept], start[kept], stop[kept]
+    return Pieces(document, start, stop, stop - start + spare)
+
+
+def _checked(window: int) -> int:
+    shortest = RESERVE + _MOST_BACK + 1
+    if window < shortest:
+        raise ValueError(
+            f"window: {window} tokens, expected at least {shortest}, of which {RESERVE} are kept "
+            "for fill-in-the-middle; raise batch.seq_len"
+        )
+    return window
