@@ -41,11 +41,13 @@ class GPTBigCode(nn.Module):
       config: sizes and choices.
       dtype: of the operands of products, float32 or bfloat16 (see layers.py for the rules).
       param_dtype: of fresh parameters; loaded ones bring their own.
+      remat: compute each block again in the backward pass instead of keeping what it computed.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -104,14 +106,13 @@ class GPTBigCode(nn.Module):
         x = self.wte(tokens) + self.wpe(q_slots if positions is None else positions)
         x = self.dropout(x, deterministic=not train)
         buffers = []
+
+        def run(block: Block, x: Array, buffer: Array | None) -> tuple[Array, Array | None]:
+            return block(x, q_slots=q_slots, segment_ids=segment_ids, buffer=buffer, train=train)
+
+        run = nn.remat(run) if self.remat else run
         for i, block in enumerate(self.h):
-            x, buffer = block(
-                x,
-                q_slots=q_slots,
-                segment_ids=segment_ids,
-                buffer=None if cache is None else cache.layers[i],
-                train=train,
-            )
+            x, buffer = run(block, x, None if cache is None else cache.layers[i])
             buffers.append(buffer)
         if cache is not None:
             cache = KVCache(tuple(buffers), cache.lengths + tokens.shape[1])

@@ -96,8 +96,8 @@ USES = {
         "sampling model generate"
     ),
     "train": (
-        "errors diagnostics problems durable json_file config hf_names fim tokenizer checkpoint cache "
-        "sampling layers model generate"
+        "errors diagnostics problems durable json_file config hf_names fim tokenizer checkpoint "
+        "cache sampling layers model generate"
     ),
     "benchmarks": " ".join(["__init__", *LIBRARY]),
 }

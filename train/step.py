@@ -7,7 +7,7 @@ Letters: B rows, T tokens predicted by a row, A parts of an accumulated batch.
 """
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import jax
@@ -63,6 +63,8 @@ class TrainState(NamedTuple):
     """int32: steps taken, skipped ones among them; the next batch is that of this number."""
     params: dict
     """What is trained, float32: the model's weights, or adapters (see lora.py)."""
+    frozen: dict
+    """Beside adapters the model's weights, never changed; otherwise empty."""
     opt_state: optax.OptState
     """Adam's moments and the count of steps in them."""
     bad_steps: Array
@@ -86,25 +88,20 @@ class Metrics(NamedTuple):
     """bool [tensors]: each gradient's sum of squares is, in the order of `tensor_names`."""
 
 
-def init_state(params: dict, *, config: StepConfig) -> tuple[TrainState, dict]:
-    """The state before step 0, and the frozen weights: none, or all of them beside adapters.
-
-    What is trained is taken over from `params`: the first `train_step` deletes those arrays.
-    """
+def init_state(params: dict, *, config: StepConfig) -> TrainState:
+    """The state before step 0. It takes the arrays of `params` over: `train_step` deletes them."""
     frozen: dict = {}
     if config.lora.rank > 0:
         key = jax.random.key(config.seed)
         params, frozen = init_adapters(params, key, config=config.lora), params
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     opt_state = make_optimizer(config.optimizer).init(params)
-    return TrainState(jnp.int32(0), params, opt_state, jnp.int32(0)), frozen
+    return TrainState(jnp.int32(0), params, frozen, opt_state, jnp.int32(0))
 
 
-def model_params(trained: dict, frozen: dict, *, config: StepConfig) -> dict:
-    """The weights of the model: `trained` themselves, or the frozen ones with adapters merged."""
-    if config.lora.rank == 0:
-        return trained
-    return merge(frozen, trained, config=config.lora)
+def model_params(state: TrainState, *, config: StepConfig) -> dict:
+    """The weights of the model, adapters merged: to evaluate, to export."""
+    return _merged(state.params, state.frozen, config)
 
 
 def tensor_names(params: dict) -> list[str]:
@@ -121,52 +118,63 @@ def bad_tensors(params: dict, metrics: Metrics) -> list[str]:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnums=0)
 def train_step(
-    state: TrainState, batch: BatchLike, *, frozen: dict, config: StepConfig
+    state: TrainState, batch: BatchLike, *, config: StepConfig
 ) -> tuple[TrainState, Metrics]:
-    """Take one step; `state` is donated, `frozen` is what `init_state` returned beside it.
+    """Take one step; `state` is donated.
 
     Raises:
       ValueError: accumulation does not divide the rows.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    loss, gradients = loss_and_gradients(state.params, batch, frozen=frozen, key=key, config=config)
+    loss, gradients = loss_and_gradients(state, batch, config=config)
     return apply_gradients(state, gradients, loss=loss, tokens=batch.loss_mask.sum(), config=config)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def eval_step(
-    trained: dict, batch: BatchLike, *, frozen: dict, config: StepConfig
-) -> tuple[Array, Array]:
-    """Sum of the negative log-likelihoods (nats) of the tokens that count, and their number."""
-    config = replace(config, optimizer=replace(config.optimizer, z_loss=0.0))
+def eval_step(params: dict, batch: BatchLike, *, config: StepConfig) -> tuple[Array, Array]:
+    """Sum of the negative log-likelihoods (nats) of the tokens that count, and their number.
+
+    `params` are the model's (see `model_params`); there is neither dropout nor z-loss.
+    """
     weights = batch.loss_mask
-    loss = _weighted_loss(trained, batch, weights, frozen=frozen, key=None, config=config)
-    return loss, weights.sum()
+    return _weighted_loss(
+        params, batch, weights, key=None, config=config, z_loss=0.0
+    ), weights.sum()
 
 
 def loss_and_gradients(
-    trained: dict, batch: BatchLike, *, frozen: dict, key: Array, config: StepConfig
+    state: TrainState, batch: BatchLike, *, config: StepConfig
 ) -> tuple[Array, dict]:
     """Mean loss over the tokens that count, and its gradients, in `config.accumulation` parts."""
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     total = batch.loss_mask.sum()
     weights = batch.loss_mask / jnp.where(total == 0, 1, total)
-    of_part = jax.value_and_grad(functools.partial(_weighted_loss, frozen=frozen, config=config))
+
+    @jax.value_and_grad
+    def of_part(trained: dict, part: BatchLike, part_weights: Array, part_key: Array) -> Array:
+        params, z_loss = _merged(trained, state.frozen, config), config.optimizer.z_loss
+        return _weighted_loss(
+            params, part, part_weights, key=part_key, config=config, z_loss=z_loss
+        )
+
     parts, rows = config.accumulation, len(batch.tokens)
     if parts == 1:
-        return of_part(trained, batch, weights, key=key)
+        return of_part(state.params, batch, weights, key)
     if rows % parts:
         raise ValueError(
             f"batch.accumulation is {parts} and the batch has {rows} rows; it must divide them"
         )
 
-    def add_part(carry: tuple[Array, dict], part: tuple) -> tuple[tuple[Array, dict], None]:
+    def add_part(sums: tuple[Array, dict], part: tuple) -> tuple[tuple[Array, dict], None]:
         number, part_batch, part_weights = part
         part_key = jax.random.fold_in(key, number)
-        result = of_part(trained, part_batch, part_weights, key=part_key)
-        return jax.tree.map(jnp.add, carry, result), None
+        return jax.tree.map(
+            jnp.add, sums, of_part(state.params, part_batch, part_weights, part_key)
+        ), None
 
-    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
-    split = jax.tree.map(lambda a: a.reshape(parts, rows // parts, *a.shape[1:]), (batch, weights))
+    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+    split = jax.tree.map(
+        lambda leaf: leaf.reshape(parts, rows // parts, *leaf.shape[1:]), (batch, weights)
+    )
     sums, _ = lax.scan(add_part, zeros, (jnp.arange(parts), *split))
     return sums
 
@@ -190,21 +198,25 @@ def apply_gradients(
     )
     bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
     metrics = Metrics(loss, tokens, norm, rate, is_finite, jnp.isfinite(squares))
-    return TrainState(state.step + 1, params, opt_state, bad_steps), metrics
+    new_state = TrainState(state.step + 1, params, state.frozen, opt_state, bad_steps)
+    return new_state, metrics
+
+
+def _merged(trained: dict, frozen: dict, config: StepConfig) -> dict:
+    return merge(frozen, trained, config=config.lora) if config.lora.rank > 0 else trained
 
 
 def _weighted_loss(
-    trained: dict,
+    params: dict,
     batch: BatchLike,
     weights: Array,
     *,
-    frozen: dict,
     key: Array | None,
     config: StepConfig,
+    z_loss: float,
 ) -> Array:
     """Weighted sum of the losses of a batch; dropout acts where there is a key."""
     model = config.model
-    params = model_params(trained, frozen, config=config)
     features, _ = model.apply(
         {"params": params},
         batch.tokens[:, :-1],
@@ -222,5 +234,5 @@ def _weighted_loss(
         weights=weights.reshape(-1),
         chunk=config.loss_chunk,
         dtype=model.dtype,
-        z_loss=config.optimizer.z_loss,
+        z_loss=z_loss,
     )
