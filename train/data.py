@@ -91,6 +91,11 @@ class BatchSource:
         return len(self._plan.starts) - 1
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Batches that the rows of one epoch fill; 1 at least."""
+        return max(1, self.rows_per_epoch // self._config.batch.size)
+
+    @property
     def pieces_per_epoch(self) -> int:
         """Pieces of the split."""
         return len(self._pieces.document)

@@ -53,8 +53,8 @@ def make_example(
     """Permute a piece, or leave it plain, as the draws of `key` say.
 
     The result has at most `RESERVE` ids more than the piece. A piece that begins with a special
-    token has a header, up to the end of its first line: that stays in front, whole. Bytes that are
-    not UTF-8 stay plain.
+    token has a header, up to the end of its first line: that stays in front, whole. What is not
+    text stays plain: bytes that are not UTF-8, special tokens past the header.
 
     Args:
       ids: int32 [n], a piece or a whole document.
@@ -69,10 +69,11 @@ def make_example(
     plain = Example(
         np.array([*ids, *(eos if ends_document else [])], np.int32), (0, 0), "plain", False
     )
-    if header == len(ids) or not _happens(permuted, config.rate):
+    body = ids[header:].tolist()
+    if not body or not _happens(permuted, config.rate):
         return plain
     cut = _cut_characters if config.cut == "character" else _cut_tokens
-    parts = cut(ids[header:].tolist(), cuts, tokenizer)
+    parts = cut(body, cuts, tokenizer) if tokenizer.special_ids.isdisjoint(body) else None
     if parts is None:
         return plain
     prefix, middle, suffix = parts
