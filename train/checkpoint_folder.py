@@ -1,4 +1,4 @@
-"""A checkpoint on disk: a folder that is whole or absent, with the SHA-256 of every file in it.
+"""A checkpoint on disk: a folder that is whole or absent, whatever interrupts its writer.
 
 A folder is written under a name that nothing reads, its files and directories are synced, and
 only then is it renamed to ``step-00000250``; it is renamed away again before it is deleted. So a
@@ -6,7 +6,7 @@ process killed at any moment, or a loss of power, leaves whole checkpoints and l
 `remove_leftovers` knows by their name, nothing in between.
 """
 
-import hashlib
+import errno
 import os
 import re
 import secrets
@@ -17,11 +17,10 @@ from typing import Any
 
 from jaxcoder.durable import is_partial, sync_to_disk
 from jaxcoder.errors import CheckpointError
-from jaxcoder.json_file import json_bytes, parse_json_object, read_regular_file
-from jaxcoder.problems import raise_if_any, shorten
+from jaxcoder.problems import shorten
 
-MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+from .checkpoint_manifest import MANIFEST_FILE, manifest_bytes, read_verified
+
 PHASES = ("temp write", "fsync", "rename", "directory fsync", "deletion")
 """What a save goes through, in order; `PhaseHook` is called inside each."""
 
@@ -29,7 +28,8 @@ PhaseHook = Callable[[str, int], None]
 """Called with the phase and the step of the folder it works on."""
 
 _NAME = re.compile(r"step-(\d{8,18})")
-_MAX_MANIFEST_BYTES = 64 << 20
+# What file systems say that cannot sync a directory, some network and user-space ones.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def no_hook(phase: str, step: int) -> None:
@@ -62,22 +62,28 @@ def commit(
 
     Args:
       folder: Existing folder of all checkpoints of a run.
-      step: Optimizer steps done; an existing checkpoint of this step is replaced.
+      step: Optimizer steps done; a damaged checkpoint of this step is replaced.
       write: Puts files and folders into the folder it is given.
       fields: JSON fields of the manifest, which `verify` returns.
       needed_bytes: About what is written, for the error message.
       on_phase: Called inside each phase.
 
     Raises:
-      CheckpointError: it could not be written; older ones are as they were.
+      CheckpointError: it could not be written, or a valid one is there; all are as they were.
     """
     destination = step_folder(folder, step)
-    partial = _unread_name(destination)
+    if destination.exists() and _is_valid(folder, step):
+        raise CheckpointError(
+            f"{destination}: holds a valid checkpoint already, expected none; continue from it, "
+            "or move it away"
+        )
+    partial = unread_name(destination)
     try:
         partial.mkdir()
         write(partial)
         on_phase("temp write", step)
-        (partial / MANIFEST_FILE).write_bytes(_manifest(partial, step, fields))
+        manifest = manifest_bytes(partial, {"step": step, **fields})
+        (partial / MANIFEST_FILE).write_bytes(manifest)
         _sync_files(partial)
         on_phase("fsync", step)
         _sync_directories(partial)
@@ -91,12 +97,12 @@ def commit(
         # Not OSError alone: the array library wraps what the system says in errors of its own.
         raise CheckpointError(
             f"{destination}: cannot be written ({_reason(exc)}): needs about {needed_bytes} bytes, "
-            f"{_free_bytes(folder)} are free; checkpoints before it are as they were. Free space, "
+            f"{_free_bytes(folder)} are free; older checkpoints are as they were. Free space, "
             "or check the folder and its mode, and start again"
         ) from exc
     try:
         on_phase("directory fsync", step)
-        sync_to_disk(folder)
+        sync_directory(folder)
     except OSError as exc:
         raise CheckpointError(
             f"{destination}: written, but not certain to survive a loss of power ({exc}); "
@@ -117,7 +123,7 @@ def delete(folder: Path, step: int, *, on_phase: PhaseHook = no_hook) -> None:
         unread = _rename_away(path)
         on_phase("deletion", step)
         # Deletions inside must not reach the disk before the rename does.
-        sync_to_disk(folder)
+        sync_directory(folder)
         shutil.rmtree(unread)
     except OSError as exc:
         raise CheckpointError(
@@ -153,66 +159,31 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
       CheckpointError: names each file that is missing, damaged or unreadable.
     """
     path = step_folder(folder, step)
-    fields = _read_manifest(path / MANIFEST_FILE)
-    problems = []
+    fields = read_verified(path)
     if fields.get("step") != step:
-        problems.append(
-            f"{MANIFEST_FILE} is of step {shorten(fields.get('step'))}, expected {step}"
-        )
-    for name, expected in fields["files"].items():
-        try:
-            found = _describe(path / name)
-        except FileNotFoundError:
-            problems.append(f"{name} is missing")
-        except OSError as exc:
-            problems.append(f"{name} cannot be read ({exc.strerror})")
-        else:
-            if found["bytes"] != expected["bytes"]:
-                problems.append(f"{name} has {found['bytes']} bytes, expected {expected['bytes']}")
-            elif found != expected:
-                problems.append(f"{name} is not what was written (SHA-256)")
-    raise_if_any(problems, path, remedy="the checkpoint is damaged", error=CheckpointError)
-    return fields
-
-
-def _manifest(folder: Path, step: int, fields: Mapping[str, Any]) -> bytes:
-    """Content of the manifest; its own last field is the SHA-256 of all the others."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    content = {
-        "format": FORMAT,
-        "step": step,
-        **fields,
-        "files": {path.relative_to(folder).as_posix(): _describe(path) for path in files},
-    }
-    return json_bytes({**content, "sha256": hashlib.sha256(json_bytes(content)).hexdigest()})
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    raw = read_regular_file(path, limit=_MAX_MANIFEST_BYTES, error=CheckpointError)
-    fields = parse_json_object(raw, path, error=CheckpointError)
-    version = fields.get("format")
-    if type(version) is int and version > FORMAT:
         raise CheckpointError(
-            f"{path}: format is {version}, expected {FORMAT}; it was written by newer code, "
-            "update to read it"
-        )
-    expected = fields.pop("sha256", None)
-    content = json_bytes(fields)
-    # The bytes too, so that no flipped bit goes unseen, not even one in a space.
-    if (
-        hashlib.sha256(content).hexdigest() != expected
-        or json_bytes({**fields, "sha256": expected}) != raw
-    ):
-        raise CheckpointError(
-            f"{path}: is not what was written (SHA-256); the checkpoint is damaged"
+            f"{path}: {MANIFEST_FILE} is of step {shorten(fields.get('step'))}, expected {step}; "
+            "give the folder its own name back"
         )
     return fields
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": digest}
+def unread_name(path: Path) -> Path:
+    """A name beside `path` that no reader takes and `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk, where its file system can do that.
+
+    Raises:
+      OSError: it can, and failed.
+    """
+    try:
+        sync_to_disk(path)
+    except OSError as exc:
+        if exc.errno not in _NO_SYNC:
+            raise
 
 
 def _sync_files(folder: Path) -> None:
@@ -223,17 +194,21 @@ def _sync_files(folder: Path) -> None:
 
 def _sync_directories(folder: Path) -> None:
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync_to_disk(path)
+        sync_directory(path)
+
+
+def _is_valid(folder: Path, step: int) -> bool:
+    try:
+        verify(folder, step)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _rename_away(path: Path) -> Path:
-    unread = _unread_name(path)
+    unread = unread_name(path)
     path.rename(unread)
     return unread
-
-
-def _unread_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,6 +3,7 @@
 The only file that knows orbax, which stores the arrays; `checkpoint_folder` makes a save atomic.
 """
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,8 @@ from .checkpoint_folder import (
     step_folder,
     verify,
 )
+from .folder_probe import probe_folder
+from .leaves import describe, host_copy, leaf_problems, named_leaves, placed
 
 _ARRAYS = "arrays"
 
@@ -57,12 +60,13 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._verified: set[int] = set()
+        self._damaged: set[int] = set()
 
     def prepare(self) -> None:
-        """Make the folder, and delete what killed saves left in it.
+        """Make the folder, try it, and delete what killed saves left in it.
 
         Raises:
-          CheckpointError: the operating system refused.
+          CheckpointError: it cannot be written.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +77,8 @@ class Checkpoints:
         left = remove_leftovers(self._folder)
         if left:
             say(f"{self._folder}: removed what interrupted saves left: {', '.join(left)}")
+        for problem in probe_folder(self._folder):
+            say(f"{self._folder}: warning: {problem}")
 
     def save(self, step: int, tree: Any, extra: Mapping[str, Any]) -> None:
         """Start to save `tree`, after the save before it has ended.
@@ -89,18 +95,14 @@ class Checkpoints:
           ValueError: a leaf cannot be stored, or `extra` is no JSON.
         """
         self.wait()
-        if step in self._verified:
+        if step in self._verified and step_folder(self._folder, step).exists():
             return
-        arrays = {name: _host_copy(name, leaf) for name, leaf in _named_leaves(tree)}
+        arrays = {name: host_copy(name, leaf) for name, leaf in named_leaves(tree)}
         fields = {
             "run": self._run,
-            "extra": dict(extra),
-            "leaves": {name: _description(array) for name, array in arrays.items()},
+            "extra": _json_copy(extra),
+            "leaves": {name: describe(array) for name, array in arrays.items()},
         }
-        try:
-            json_bytes(fields)
-        except (TypeError, ValueError) as exc:
-            raise ValueError(f"extra of step {step} is no JSON ({exc}); use plain values") from exc
         self._saving = self._thread.submit(self._save, step, arrays, fields)
 
     def raise_if_failed(self) -> None:
@@ -110,8 +112,7 @@ class Checkpoints:
           CheckpointError: names the path, and the bytes needed and free.
         """
         if self._saving is not None and self._saving.done():
-            saving, self._saving = self._saving, None
-            saving.result()
+            self.wait()
 
     def wait(self) -> None:
         """Return when no save is under way; call it before the process ends.
@@ -130,17 +131,20 @@ class Checkpoints:
           allow_fallback: Take an older one where the newest is damaged, and say what is lost.
 
         Raises:
-          CheckpointError: the newest is damaged and no fallback was allowed, or all are damaged.
+          CheckpointError: the newest is damaged and no fallback was allowed, all are damaged, or
+            the newest that is not is of another run.
         """
         damage: list[tuple[int, str]] = []
         for step in reversed(committed_steps(self._folder)):
             try:
-                self._verify(step)
+                fields = verify(self._folder, step)
             except CheckpointError as exc:
                 damage.append((step, str(exc)))
                 continue
+            self._check_run(step, fields)
             if damage:
                 self._fall_back(step, damage, allowed=allow_fallback)
+            self._verified.add(step)
             return step
         raise_if_any(
             [text for _, text in damage],
@@ -154,7 +158,7 @@ class Checkpoints:
         """The tree and the extra fields saved at `step`.
 
         Args:
-          step: As `newest_valid` gives it; verified again only if this object has not done so.
+          step: As `newest_valid` gives it; verified again.
           like: Pytree of arrays or `jax.ShapeDtypeStruct` with the structure, shapes and dtypes
             that were saved. Each leaf is put where its counterpart is; NumPy stays NumPy.
 
@@ -162,17 +166,18 @@ class Checkpoints:
           CheckpointError: damaged, absent, of another run, or not of this structure: lists every
             leaf that is missing, unexpected or different.
         """
-        fields = self._verify(step)
+        fields = verify(self._folder, step)
+        self._check_run(step, fields)
         path = step_folder(self._folder, step)
-        expected = dict(_named_leaves(like))
+        expected = dict(named_leaves(like))
         raise_if_any(
-            _leaf_problems(fields["leaves"], expected),
+            leaf_problems(fields["leaves"], expected),
             path,
             remedy="resume with the settings that the run was started with",
             error=CheckpointError,
         )
         arrays = _read_arrays(path / _ARRAYS, expected)
-        leaves = [_placed(arrays.pop(name), leaf) for name, leaf in expected.items()]
+        leaves = [placed(arrays.pop(name), leaf) for name, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), fields["extra"]
 
     def _save(self, step: int, arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> None:
@@ -186,22 +191,27 @@ class Checkpoints:
             on_phase=self._on_phase,
         )
         self._verified.add(step)
-        steps = committed_steps(self._folder)
-        # Later ones are what a fallback left behind: damaged, and now another future.
-        later = [other for other in steps if other > step]
-        for other in [*steps[: len(steps) - len(later)][: -self._keep], *later]:
-            self._verified.discard(other)
-            delete(self._folder, other, on_phase=self._on_phase)
+        self._damaged.discard(step)
+        for old in self._superseded(step):
+            self._verified.discard(old)
+            self._damaged.discard(old)
+            delete(self._folder, old, on_phase=self._on_phase)
 
-    def _verify(self, step: int) -> dict[str, Any]:
-        fields = verify(self._folder, step)
+    def _superseded(self, newest: int) -> list[int]:
+        """Steps to delete once `newest` is saved: all but the newest few, and what a fallback left.
+
+        Steps after `newest` that were not found damaged are none of this run's doing: they stay.
+        """
+        steps = committed_steps(self._folder)
+        usable = [step for step in steps if step not in self._damaged and step <= newest]
+        return [*usable[: -self._keep], *(step for step in steps if step in self._damaged)]
+
+    def _check_run(self, step: int, fields: Mapping[str, Any]) -> None:
         if self._run and fields["run"] != self._run:
             raise CheckpointError(
                 f"{step_folder(self._folder, step)}: is of another run ({fields['run']!r}, "
                 f"expected {self._run!r}); move it back where it belongs"
             )
-        self._verified.add(step)
-        return fields
 
     def _fall_back(self, step: int, damage: list[tuple[int, str]], *, allowed: bool) -> None:
         newest = damage[0][0]
@@ -212,60 +222,19 @@ class Checkpoints:
                 f"restore its files, or continue from step {step}, losing {newest - step} steps, "
                 f"with --allow-older-checkpoint{text}"
             )
+        self._damaged.update(step for step, _ in damage)
         say(
             f"{self._folder}: continuing from step {step}: {newest - step} steps are lost and will "
             f"be done again. The next save deletes what is damaged{text}"
         )
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with names such as ``params/wte/embedding``, in the tree's order."""
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
-    if len(dict(named)) < len(named):
-        names = [name for name, _ in named]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"leaves share a name: {', '.join(twice)}; expected one name per leaf")
-    return named
-
-
-def _host_copy(name: str, leaf: Any) -> np.ndarray:
-    if not isinstance(leaf, np.ndarray | jax.Array):
-        raise ValueError(f"{name} is a {type(leaf).__name__}, expected an array")
-    if not leaf.size or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"{name} is {leaf.dtype}{list(leaf.shape)}, expected an array with elements; a typed "
-            "PRNG key is stored as its jax.random.key_data"
-        )
-    # A view would show what a donated buffer holds later.
-    return np.array(leaf, copy=True)
-
-
-def _description(leaf: Any) -> dict[str, Any]:
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-
-
-def _leaf_problems(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    problems = [f"{name} is missing" for name in expected if name not in saved]
-    problems += [f"{name} is not part of this run" for name in saved if name not in expected]
-    for name, leaf in expected.items():
-        wanted = _description(leaf)
-        found = saved.get(name, wanted)
-        if found != wanted:
-            problems.append(
-                f"{name} is {found['dtype']} {found['shape']}, "
-                f"expected {wanted['dtype']} {wanted['shape']}"
-            )
-    return problems
-
-
-def _placed(array: np.ndarray, like: Any) -> Any:
-    if isinstance(like, np.ndarray):
-        return array
-    # Not an alias of NumPy's memory, which could not be donated.
-    return jax.device_put(array, like.sharding, may_alias=False)
+def _json_copy(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What reading will give back, whatever the caller does with `extra` meanwhile."""
+    try:
+        return json.loads(json_bytes(extra))
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"extra is not JSON ({exc}); use plain finite values") from exc
 
 
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:

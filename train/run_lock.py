@@ -20,7 +20,7 @@ _MAX_CHARACTERS = 4096
 
 
 @contextlib.contextmanager
-def hold_run(folder: Path) -> Iterator[str | None]:
+def run_lock(folder: Path) -> Iterator[str | None]:
     """Hold the lock of `folder`, which is made where it is absent, while the block runs.
 
     The operating system frees the lock when its holder dies, however it dies. The file stays:
