@@ -64,8 +64,8 @@ def _lock(file: IO[str], folder: Path) -> None:
     except BlockingIOError as exc:
         holder = _holder(file) or "a process that has not given its name yet"
         raise ConfigError(
-            f"{folder}: this run is being written by {holder}; wait for it or stop it, or choose "
-            "another folder"
+            f"{folder}: this run is being written by {holder}, or by a child of it; wait for it, "
+            "stop it, or choose another folder"
         ) from exc
     except OSError as exc:
         say(
