@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -52,7 +52,7 @@ def export(source: Path, destination: Path) -> None:
     tokenizer = source / TOKENIZER_FILE
 
     def make_files(config: ModelConfig) -> dict[str, bytes]:
-        files = {GENERATION_FILE: generation or json_bytes(_generation_fields(config))}
+        files = {GENERATION_FILE: generation or generation_file(config)}
         return files | (tokenizer_files(tokenizer, config) if tokenizer.exists() else {})
 
     write_folder(destination, source, lambda: load_checkpoint(source), make_files)
@@ -94,6 +94,13 @@ def tokenizer_files(path: Path, config: ModelConfig) -> dict[str, bytes]:
     }
 
 
+def generation_file(config: ModelConfig) -> bytes:
+    """The content of a generation_config.json that says where texts begin and end."""
+    fields = config.to_hf_config()
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return json_bytes({name: fields[name] for name in names if fields[name] is not None})
+
+
 def _named_tokens(definition: TokenizerFile, config: ModelConfig) -> dict[str, str]:
     """The tokens with a role; transformers makes each of them special, so only such are named."""
     texts = {token.id: token.content for token in _special_tokens(definition)}
@@ -110,9 +117,3 @@ def _named_tokens(definition: TokenizerFile, config: ModelConfig) -> dict[str, s
 def _special_tokens(definition: TokenizerFile) -> list[AddedToken]:
     special = (token for token in definition.added if token.special)
     return sorted(special, key=lambda token: token.id)
-
-
-def _generation_fields(config: ModelConfig) -> dict[str, Any]:
-    fields = config.to_hf_config()
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: fields[name] for name in names if fields[name] is not None}

@@ -1,16 +1,8 @@
-"""``python -m train``: says that training is not there yet, and fails."""
+"""``python -m train PRESET ...``: see cli.py."""
 
 import sys
 
-
-def main() -> int:
-    """Print one line to stderr and return exit status 2."""
-    print(
-        "train: not implemented yet; the training loop is the next milestone, see CHANGELOG.md",
-        file=sys.stderr,
-    )
-    return 2
-
+from .cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

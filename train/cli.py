@@ -1,0 +1,145 @@
+"""The command line of training: ``python -m train PRESET | export RUN | plot RUN``.
+
+What is said goes to standard error; export and plot print the path they wrote. A mistake is exit
+status 2, a run that had to stop 1.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxcoder.diagnostics import say
+
+from .config import TrainConfig
+from .presets import PRESETS
+from .run_folder import EXPORT
+
+_USAGE = """usage: python -m train PRESET [--data DATA] [--out RUN] [--model MODEL] [...]
+       python -m train export RUN [DST] [--dtype DTYPE] [...]
+       python -m train plot RUN [FILE]
+
+{presets}
+
+`python -m train PRESET --help` lists every setting. A run that exists goes on where it stopped."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write the newest checkpoint of a run as a Hugging Face folder."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    destination: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DST")] = None
+    """A new or empty folder; by default export-STEP inside the run."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights written."""
+    allow_older_checkpoint: bool = False
+    """When the newest checkpoint is damaged, take the one before."""
+
+
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw the curves of a run."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    destination: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FILE")] = None
+    """A .svg, .png or .pdf file; by default curve.svg inside the run."""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """All settings of a run, and what to do with what is there."""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    resume: bool = True
+    """Go on with a run that exists; otherwise refuse it."""
+    allow_older_checkpoint: bool = False
+    """When the newest checkpoint is damaged, go on from the one before: its steps are lost."""
+    export: bool = True
+    """Write the finished run as a Hugging Face folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else ""
+    if name in ("", "-h", "--help"):
+        print(_usage(), file=sys.stderr if name == "" else sys.stdout)
+        return 2 if name == "" else 0
+    try:
+        return _run(name, words[1:])
+    except (ValueError, OSError) as exc:
+        say(f"train: {exc}")
+        return 2
+    except RuntimeError as exc:
+        if type(exc).__name__ != "TrainingStopped":
+            raise
+        say(f"train: {exc}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(name: str, words: list[str]) -> int:
+    if name == "export":
+        command = tyro.cli(ExportCommand, args=words, prog="python -m train export")
+        from .export import export_run
+
+        path = export_run(
+            command.run,
+            command.destination,
+            step=command.step,
+            dtype=command.dtype,
+            allow_older_checkpoint=command.allow_older_checkpoint,
+        )
+        print(path)
+        return 0
+    if name == "plot":
+        command = tyro.cli(PlotCommand, args=words, prog="python -m train plot")
+        from .plot import plot_run
+
+        print(plot_run(command.run, command.destination))
+        return 0
+    if name not in PRESETS:
+        raise ValueError(
+            f"{name!r} is no preset or command, expected {', '.join(PRESETS)}, export or plot; "
+            "see python -m train --help"
+        )
+    return _train(name, words)
+
+
+def _train(preset: str, words: list[str]) -> int:
+    command = tyro.cli(
+        TrainCommand,
+        args=words,
+        default=TrainCommand(PRESETS[preset]()),
+        prog=f"python -m train {preset}",
+        description=PRESETS[preset].__doc__,
+    )
+    from .loop import fit
+
+    outcome = fit(
+        command.config,
+        allow_older_checkpoint=command.allow_older_checkpoint,
+        resume=command.resume,
+    )
+    if outcome.is_finished and command.export:
+        from .export import export_run
+
+        run = Path(command.config.out)
+        folder = run / f"{EXPORT}-{outcome.step}"
+        print(folder if folder.exists() else export_run(run, folder, step=outcome.step))
+    return 0
+
+
+def _usage() -> str:
+    described = {name: (make.__doc__ or "").splitlines()[0] for name, make in PRESETS.items()}
+    lines = ["presets:", *(f"  {name:15} {line}" for name, line in described.items())]
+    return _USAGE.format(presets="\n".join(lines))

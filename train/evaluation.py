@@ -1,0 +1,147 @@
+"""Validation while a run goes on: loss, bits per byte, held-out lines infilled, sample texts.
+
+Everything here is a function of the parameters and the held-out documents; nothing of the run's
+state changes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcoder.config import ModelConfig
+from jaxcoder.generator import Generator
+from jaxcoder.tokenizer import Tokenizer
+
+from .config import TrainConfig
+from .data import Batch, BatchSource
+from .token_store import TokenStore, document_ids
+
+_LEAST_LINE = 6
+_INFILL_TOKENS = 32
+_SAMPLE_TOKENS = 48
+_CONTEXT = 1024
+
+
+class Hole(NamedTuple):
+    """One held-out line and what stands around it."""
+
+    prefix: str
+    line: str
+    suffix: str
+
+
+class Sample(NamedTuple):
+    """A held-out beginning and how the model continues it."""
+
+    prompt: str
+    completion: str
+
+
+class Validation:
+    """The held-out part of a store, prepared once and measured at intervals."""
+
+    def __init__(
+        self, store: TokenStore, model: ModelConfig, tokenizer: Tokenizer, *, config: TrainConfig
+    ) -> None:
+        """Choose batches, lines and beginnings; none of them where nothing is held out."""
+        self._model, self._tokenizer = model, tokenizer
+        documents = np.flatnonzero(store.is_validation)
+        plain = dataclasses.replace(
+            config,
+            fim=dataclasses.replace(config.fim, rate=0.0),
+            batch=dataclasses.replace(config.batch, loss="all"),
+        )
+        self._batches: list[Batch] = []
+        if len(documents):
+            source = BatchSource(store, tokenizer, plain, split="validation")
+            count = min(config.loop.eval_batches, -(-source.rows_per_epoch // config.batch.size))
+            self._batches = [source.batch(number)[0] for number in range(count)]
+        texts = _texts(store, documents, tokenizer)
+        chosen = list(_holes(texts, seed=config.seed, count=config.loop.eval_infills))
+        self._holes = chosen
+        self._beginnings = [
+            hole.prefix + hole.line + "\n" for hole in chosen[: config.loop.eval_samples]
+        ]
+        self._token_bytes = np.array(
+            [len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
+        )
+
+    def loss(self, nll_of: Callable[[Batch], tuple[jax.Array, jax.Array]]) -> dict[str, float]:
+        """Nats per token and bits per byte over plain held-out text.
+
+        A document's first token, which nothing predicts, is in neither sum; the end of a text is
+        in the first alone, it has no bytes.
+
+        Args:
+          nll_of: a batch -> (sum of negative log-likelihoods in nats, number of tokens).
+        """
+        nll = tokens = size = 0.0
+        for batch in self._batches:
+            batch_nll, batch_tokens = nll_of(batch)
+            nll, tokens = nll + float(batch_nll), tokens + float(batch_tokens)
+            targets = np.asarray(batch.tokens)[:, 1:]
+            size += float((self._token_bytes[targets] * np.asarray(batch.loss_mask)).sum())
+        if not tokens or not size:
+            return {}
+        return {"validation_loss": nll / tokens, "bits_per_byte": nll / math.log(2) / size}
+
+    def infill(self, params: dict) -> dict[str, float]:
+        """Share of held-out lines that greedy infilling returns, blanks at the ends aside."""
+        if not self._holes:
+            return {}
+        generator = self._generator(params)
+        prompts = [
+            generator.infill_prompt(hole.prefix, hole.suffix, max_new_tokens=_INFILL_TOKENS).tokens
+            for hole in self._holes
+        ]
+        completions = generator.generate(prompts, max_new_tokens=_INFILL_TOKENS, stop="\n")
+        right = [
+            completion.text.strip() == hole.line.strip()
+            for completion, hole in zip(completions, self._holes, strict=True)
+        ]
+        return {"infill_exact_match": sum(right) / len(right), "infill_lines": float(len(right))}
+
+    def samples(self, params: dict) -> list[Sample]:
+        """Greedy completions of held-out beginnings."""
+        if not self._beginnings:
+            return []
+        generator = self._generator(params)
+        room = self._model.n_positions - _SAMPLE_TOKENS
+        prompts = [self._tokenizer.encode(text)[-room:] for text in self._beginnings]
+        completions = generator.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)
+        return [
+            Sample(beginning[-400:], completion.text)
+            for beginning, completion in zip(self._beginnings, completions, strict=True)
+        ]
+
+    def _generator(self, params: dict) -> Generator:
+        return Generator(self._model, params, self._tokenizer)
+
+
+def _texts(store: TokenStore, documents: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+    for document in documents:
+        yield tokenizer.decode(document_ids(store, int(document)))
+
+
+def _holes(texts: Iterator[str], *, seed: int, count: int) -> Iterator[Hole]:
+    """One line each of the first `count` held-out texts that have one of enough characters."""
+    if count == 0:
+        return
+    found = 0
+    for number, text in enumerate(texts):
+        lines = text.splitlines(keepends=True)
+        candidates = [i for i, line in enumerate(lines) if len(line.strip()) >= _LEAST_LINE]
+        if len(candidates) < 2:
+            continue
+        draw = np.random.default_rng((seed, number))
+        at = int(draw.choice(candidates[1:]))
+        line = lines[at].rstrip("\r\n")
+        before, after = "".join(lines[:at]), lines[at][len(line) :] + "".join(lines[at + 1 :])
+        yield Hole(before[-4 * _CONTEXT :], line, after[: 4 * _CONTEXT])
+        found += 1
+        if found == count:
+            return

@@ -1,0 +1,71 @@
+"""``python -m train export RUN``: a checkpoint of a run as a Hugging Face folder with a card."""
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conversion.export import generation_file, tokenizer_files
+from conversion.folders import GENERATION_FILE, write_folder
+from jaxcoder.config import ModelConfig
+from jaxcoder.errors import CheckpointError
+
+from .card import model_card
+from .checkpoints import Checkpoints
+from .loop import step_config
+from .run_folder import CHECKPOINTS, EXPORT, TOKENIZER_FILE, read_config
+from .start import initial_params, prepare_start
+from .step import init_state, model_params
+
+CARD_FILE = "README.md"
+
+
+def export_run(
+    run: Path,
+    destination: Path | None = None,
+    *,
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    allow_older_checkpoint: bool = False,
+) -> Path:
+    """Write a run's weights, adapters merged, with every file that transformers reads.
+
+    Args:
+      run: the run directory.
+      destination: a new or empty folder; by default export-STEP inside the run.
+      step: which checkpoint; by default the newest.
+      dtype: of the weights written.
+      allow_older_checkpoint: when the newest checkpoint is damaged, take the one before.
+
+    Returns:
+      The folder written.
+
+    Raises:
+      ConfigError, CheckpointError: no run there, no valid checkpoint, or the folder is taken.
+    """
+    config = read_config(run)
+    checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.loop.keep)
+    if step is None:
+        step = checkpoints.newest_valid(allow_fallback=allow_older_checkpoint)
+    if step is None:
+        raise CheckpointError(f"{run}: no checkpoint yet; let the run save one, then export it")
+    destination = run / f"{EXPORT}-{step}" if destination is None else destination
+    start = prepare_start(config, run)
+
+    def read() -> tuple[ModelConfig, dict]:
+        settings = step_config(config, start.config)
+        fresh = initial_params(start, seed=config.seed)
+        state, _ = checkpoints.restore(step, init_state(fresh, config=settings))
+        params = model_params(state, config=settings)
+        numpy_dtype = np.dtype(jnp.dtype(dtype))
+        return start.config, jax.tree.map(lambda leaf: np.asarray(leaf).astype(numpy_dtype), params)
+
+    def make_files(model: ModelConfig) -> dict[str, bytes]:
+        files = {GENERATION_FILE: generation_file(model)}
+        files |= tokenizer_files(run / TOKENIZER_FILE, model)
+        return files | {CARD_FILE: model_card(run, config, model, step=step).encode()}
+
+    write_folder(destination, run, read, make_files)
+    return destination

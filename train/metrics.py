@@ -1,0 +1,138 @@
+"""What a run reports while it goes: a bar, lines of JSON, and TensorBoard where asked for.
+
+A metrics file that cannot be written does not stop a run: it is said once.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from jaxcoder.config import ModelConfig
+from jaxcoder.diagnostics import say
+
+_PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+"""Dense bfloat16 peak of a device whose kind starts so, operations per second (data sheets)."""
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Operations of one token's forward and backward pass, without recomputation.
+
+    Convention: 6 per weight of a product, output head included, plus causal attention,
+    6 · n_layer · n_embd · seq_len (half of the square that PaLM's convention counts).
+    """
+    d, h = config.n_embd, config.head_dim
+    kv = 2 * config.n_kv_head * h
+    block = d * d + d * kv + d * d + 2 * d * config.n_inner
+    products = config.n_layer * block + config.vocab_size * d
+    return 6.0 * products + 6.0 * config.n_layer * d * seq_len
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The bfloat16 peak of a device, or None where it is not known, as of a CPU."""
+    matching = [kind for kind in _PEAK_FLOPS if device_kind.startswith(kind)]
+    return _PEAK_FLOPS[max(matching, key=len)] if matching else None
+
+
+class JsonLines:
+    """An append-only file of JSON objects with a `step`; a resumed run goes on after its step."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        """Open `path`; lines of steps past `after_step`, which will be computed again, go."""
+        self._path, self._failed = path, False
+        try:
+            if path.exists():
+                self._drop_after(after_step)
+        except OSError as exc:
+            self._report(exc)
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Append one line; a number that JSON lacks becomes null."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+        except OSError as exc:
+            self._report(exc)
+
+    def _drop_after(self, step: int) -> None:
+        kept = [line for line in read_json_lines(self._path) if line["step"] <= step]
+        partial = self._path.with_name(f".{self._path.name}.partial-{os.getpid()}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(self._path)
+
+    def _report(self, exc: OSError) -> None:
+        if not self._failed:
+            say(f"{self._path}: cannot be written ({exc.strerror}); the run goes on without it")
+        self._failed = True
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics file; a last line cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(fields, dict) and isinstance(fields.get("step"), int):
+            lines.append(fields)
+    return lines
+
+
+def progress_bar(*, total: int, initial: int) -> tqdm:
+    """A bar over steps, on a terminal only."""
+    return tqdm(total=total, initial=initial, unit="step", disable=not sys.stderr.isatty())
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, where the package is present and the setting asks for it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Write into `folder`; None writes nothing.
+
+        Raises:
+          ValueError: tensorboardX is not installed.
+        """
+        self._writer = None
+        if folder is None:
+            return
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as exc:
+            raise ValueError(
+                "loop.tensorboard: True, but tensorboardX is not installed; "
+                "pip install tensorboardX, or leave it out: metrics.jsonl has the same numbers"
+            ) from exc
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Add every number of `fields` at its step."""
+        if self._writer is None:
+            return
+        for name, value in fields.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, fields["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            self._writer.close()

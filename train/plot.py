@@ -1,0 +1,56 @@
+"""``python -m train plot RUN``: the curves of metrics.jsonl as a picture, by matplotlib."""
+
+from pathlib import Path
+
+from .metrics import read_json_lines
+from .run_folder import METRICS_FILE
+
+PICTURE = "curve.svg"
+
+
+def plot_run(run: Path, destination: Path | None = None) -> Path:
+    """Draw training loss, validation loss and bits per byte against steps.
+
+    Args:
+      run: the run directory.
+      destination: a .svg, .png or .pdf file; by default curve.svg inside the run.
+
+    Returns:
+      The file written.
+
+    Raises:
+      ValueError: no metrics there, or matplotlib is not installed.
+    """
+    metrics = run / METRICS_FILE
+    if not metrics.exists():
+        raise ValueError(f"{metrics}: no such file, expected the metrics of a run")
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as exc:
+        raise ValueError(
+            "plot: matplotlib is not installed; pip install matplotlib, or read metrics.jsonl"
+        ) from exc
+    lines = read_json_lines(metrics)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
+    for name, label in (("loss", "training"), ("validation_loss", "validation")):
+        points = _points(lines, name)
+        left.plot(*points, label=label, linewidth=1)
+    left.set(xlabel="step", ylabel="loss, nats per token")
+    left.legend()
+    right.plot(*_points(lines, "bits_per_byte"), marker=".", color="tab:green")
+    right.set(xlabel="step", ylabel="bits per byte, held out")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    destination = run / PICTURE if destination is None else destination
+    figure.savefig(destination)
+    pyplot.close(figure)
+    return destination
+
+
+def _points(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
+    found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in found], [value for _, value in found]

@@ -1,0 +1,139 @@
+"""What a run tells of its steps: metrics, validations, samples, and steps that were not finite."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from jaxcoder.config import ModelConfig
+from jaxcoder.diagnostics import say
+
+from .config import TrainConfig
+from .data import Contents
+from .evaluation import Validation
+from .metrics import JsonLines, TensorBoard, flops_per_token, peak_flops, progress_bar
+from .run_folder import METRICS_FILE, SAMPLES_FILE
+from .step import Metrics, StepConfig, eval_step
+
+_MOST_PIECES = 64
+
+
+class TrainingStopped(RuntimeError):
+    """A run that cannot go on; its newest checkpoint is from before the trouble."""
+
+
+class Report(NamedTuple):
+    """What a dispatched step will say once it is computed."""
+
+    step: int
+    """Steps done with it."""
+    contents: Contents
+    metrics: Metrics
+    bad_steps: jax.Array
+
+
+class Reporter:
+    """Writes of one run, from `after_step` on; a context manager."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        model: ModelConfig,
+        validation: Validation,
+        *,
+        tensors: list[str],
+        after_step: int,
+    ) -> None:
+        """Open the files; what they say of later steps, which come again, is removed.
+
+        `tensors` are the names of what is trained, as `step.tensor_names` gives them.
+        """
+        self._loop, self._validation, self._tensors = config.loop, validation, tensors
+        self._metrics = JsonLines(run / METRICS_FILE, after_step=after_step)
+        self._samples = JsonLines(run / SAMPLES_FILE, after_step=after_step)
+        self._tensorboard = TensorBoard(run / "tensorboard" if config.loop.tensorboard else None)
+        self._bar = progress_bar(total=config.loop.steps, initial=after_step)
+        self._flops = flops_per_token(model, config.batch.seq_len)
+        self._peak = peak_flops(jax.devices()[0].device_kind)
+        self._clock, self._tokens, self._overflows = time.perf_counter(), 0.0, 0
+
+    def __enter__(self) -> "Reporter":
+        """Nothing to do: the files are opened as they are written."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar and TensorBoard."""
+        self._bar.close()
+        self._tensorboard.close()
+
+    def step(self, report: Report) -> None:
+        """Report a step, once it is computed.
+
+        Raises:
+          TrainingStopped: it is one too many in a row whose loss or gradients were not finite.
+        """
+        metrics = jax.device_get(report.metrics)
+        self._tokens += float(metrics.tokens)
+        self._overflows += report.contents.overflows
+        self._bar.update(report.step - self._bar.n)
+        if not metrics.is_finite:
+            self._bad_step(report, metrics)
+        if report.step % self._loop.log_every and report.step != self._loop.steps:
+            return
+        rate = self._tokens / (time.perf_counter() - self._clock)
+        fields = {
+            "step": report.step,
+            "loss": float(metrics.loss),
+            "grad_norm": float(metrics.grad_norm),
+            "learning_rate": float(metrics.learning_rate),
+            "tokens": float(metrics.tokens),
+            "fim_overflows": self._overflows,
+            "tokens_per_second": rate,
+        }
+        if self._peak:
+            fields["mfu"] = rate * self._flops / self._peak
+        self._write(fields)
+        self._bar.set_postfix(loss=f"{fields['loss']:.3f}", tokens_s=f"{rate:.0f}")
+        self._clock, self._tokens, self._overflows = time.perf_counter(), 0.0, 0
+
+    def validation(self, step: int, params: dict, settings: StepConfig) -> None:
+        """Measure the model's `params` on held-out documents and report it."""
+        began = time.perf_counter()
+        fields = self._validation.loss(lambda batch: eval_step(params, batch, config=settings))
+        fields |= self._validation.infill(params)
+        if fields:
+            self._write({"step": step, **fields})
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in fields.items())
+            say(f"step {step}: {shown}")
+        for sample in self._validation.samples(params):
+            self._samples.write({"step": step, **sample._asdict()})
+        self._clock += time.perf_counter() - began
+
+    def _bad_step(self, report: Report, metrics: Metrics) -> None:
+        names = [
+            name
+            for name, is_finite in zip(self._tensors, metrics.tensor_is_finite, strict=True)
+            if not is_finite
+        ]
+        pieces = [piece for row in report.contents.pieces for piece in row]
+        self._write({"step": report.step, "bad_tensors": names, "pieces": pieces})
+        listed = f"{pieces[:_MOST_PIECES]}{' ...' if len(pieces) > _MOST_PIECES else ''}"
+        say(
+            f"step {report.step}: not finite: loss {float(metrics.loss)}, gradients of "
+            f"{', '.join(names) or 'no tensor'}; pieces {listed}; "
+            "weights and optimizer are as they were"
+        )
+        in_a_row = int(report.bad_steps)
+        if in_a_row >= self._loop.max_bad_steps:
+            raise TrainingStopped(
+                f"step {report.step}: {in_a_row} steps in a row were not finite, "
+                f"loop.max_bad_steps allows fewer than {self._loop.max_bad_steps}; the newest "
+                "checkpoint is from before them. Look at the pieces named in metrics.jsonl, or "
+                "lower optimizer.peak_lr"
+            )
+
+    def _write(self, fields: dict) -> None:
+        self._metrics.write(fields)
+        self._tensorboard.write(fields)
