@@ -57,7 +57,7 @@ class PlotCommand:
 class TrainCommand:
     """All settings of a run, and what to do with what is there."""
 
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     resume: bool = True
     """Go on with a run that exists; otherwise refuse it."""
     allow_older_checkpoint: bool = False
