@@ -45,7 +45,7 @@ class Contents(NamedTuple):
     """What a batch was made of.
 
     Attributes:
-      pieces: the piece numbers of every row.
+      pieces: the piece numbers of every row, in the order of its segments.
       overflows: pieces left plain because their permutation needed more than the reserve.
     """
 
@@ -111,10 +111,12 @@ class BatchSource:
         return batch, Contents(list(pieces), sum(overflows))
 
     def row(self, number: int) -> tuple[Row, list[int], int]:
-        """A row, its pieces and overflows, by its number over all steps, from 0."""
+        """A row, the pieces of its segments, and overflows, by its number over all steps."""
         epoch, place = divmod(number, self.rows_per_epoch)
-        pieces = self._plan.row(self._order(epoch)[place])
-        examples = [self._example(piece, epoch) for piece in pieces]
+        planned = self._plan.row(self._order(epoch)[place])
+        made = [(piece, self._example(piece, epoch)) for piece in planned]
+        pieces = [piece for piece, example in made if len(example.ids)]
+        examples = [example for _, example in made]
         row = pack_row(
             examples,
             self._window,
