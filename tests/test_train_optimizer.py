@@ -1,0 +1,116 @@
+"""The learning rate at the steps that matter, weight decay's mask, clipping, Adam's numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train_cases import TOY, flat, relative_error, toy_params
+
+from jaxcoder.model import GPTBigCode, init_params
+from train.config import OptimizerConfig
+from train.optimizer import decays, learning_rate, make_optimizer
+
+CONFIG = OptimizerConfig(peak_lr=2e-3, warmup_steps=10, final_lr_ratio=0.1)
+STEPS = 110
+FLOAT32 = 1e-6
+# 1 - beta2^step loses the digits of beta2 that are 9; with 0.999 that is three of float32's seven.
+BIAS_CORRECTION = 2e-5
+
+
+def rates(config: OptimizerConfig = CONFIG, steps: int = STEPS) -> np.ndarray:
+    return np.asarray(learning_rate(jnp.arange(steps), config, steps=steps), np.float64)
+
+
+def test_the_rate_rises_to_the_peak_and_falls_to_its_share() -> None:
+    """Above 0 at the first step; the peak ends warm-up; the last step has the final rate."""
+    got = rates()
+    assert got[:10] == pytest.approx(2e-3 * np.arange(1, 11) / 10, rel=FLOAT32)
+    assert got.max() == got[9] == pytest.approx(2e-3, rel=FLOAT32)
+    assert got[-1] == pytest.approx(2e-4, rel=FLOAT32)
+    half_way = 2e-3 * (0.1 + 0.9 / 2)
+    assert got[59] == pytest.approx(half_way, rel=FLOAT32)
+    assert (np.diff(got[9:]) < 0).all()
+    beyond = learning_rate(STEPS + 5, CONFIG, steps=STEPS)
+    assert float(beyond) == pytest.approx(2e-4, rel=FLOAT32)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1])
+def test_without_warm_up_the_first_step_has_the_peak(warmup_steps: int) -> None:
+    config = dataclasses.replace(CONFIG, warmup_steps=warmup_steps)
+    assert rates(config)[0] == pytest.approx(2e-3, rel=FLOAT32)
+    assert rates(config)[-1] == pytest.approx(2e-4, rel=FLOAT32)
+
+
+def test_a_run_shorter_than_its_warm_up_still_has_rates() -> None:
+    got = rates(steps=4)
+    assert got == pytest.approx(2e-3 * np.arange(1, 5) / 10, rel=FLOAT32)
+
+
+def test_weights_decay_and_biases_and_norms_do_not() -> None:
+    params = jax.eval_shape(lambda: init_params(GPTBigCode(TOY), jax.random.key(0)))
+    for name, does in flat(decays(params)).items():
+        is_weight = name.endswith("/weight") and "ln_" not in name
+        assert does == is_weight, name
+    assert flat(decays(params))["wpe/weight"]
+
+
+def test_zero_gradients_shrink_exactly_the_decaying_leaves() -> None:
+    params = toy_params()
+    optimizer = make_optimizer(CONFIG)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
+    for name, update in flat(updates).items():
+        expected = 0.1 * flat(params)[name] if flat(decays(params))[name] else 0.0
+        assert np.array_equal(update, np.broadcast_to(expected, update.shape)), name
+
+
+def adamw_float64(
+    weights: np.ndarray, gradients: list[np.ndarray], config: OptimizerConfig
+) -> list[np.ndarray]:
+    """The updates of one tensor as the AdamW paper writes them, epsilon beside the root."""
+    first, second, updates = np.zeros_like(weights), np.zeros_like(weights), []
+    for step, gradient in enumerate(gradients, 1):
+        norm = np.sqrt(np.square(gradient).sum())
+        gradient = gradient * min(1, config.clip_norm / norm)
+        first = config.beta1 * first + (1 - config.beta1) * gradient
+        second = config.beta2 * second + (1 - config.beta2) * gradient**2
+        root = np.sqrt(second / (1 - config.beta2**step))
+        update = first / (1 - config.beta1**step) / (root + config.epsilon)
+        updates.append(update + config.weight_decay * weights)
+    return updates
+
+
+# Each a field that an optimizer could ignore.
+CHANGES = {
+    "beta1": 0.8,
+    "beta2": 0.999,
+    "epsilon": 1e-2,
+    "weight_decay": 0.3,
+    "clip_norm": 0.5,
+}
+
+
+@pytest.mark.parametrize("changed", ["nothing", *CHANGES])
+def test_updates_equal_adamw_in_float64(changed: str) -> None:
+    """Each setting is honoured; control: the formula with the default instead is far away."""
+    config = (
+        CONFIG
+        if changed == "nothing"
+        else dataclasses.replace(CONFIG, **{changed: CHANGES[changed]})
+    )
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((5, 7)).astype(np.float32)
+    gradients = [rng.standard_normal((5, 7)).astype(np.float32) * s for s in (1.0, 0.01, 3.0)]
+    optimizer = make_optimizer(config)
+    state, updates = optimizer.init({"w": weights}), []
+    for gradient in gradients:
+        update, state = optimizer.update({"w": gradient}, state, {"w": weights})
+        updates.append(update["w"])
+    in_float64 = [gradient.astype(np.float64) for gradient in gradients]
+    right = adamw_float64(weights.astype(np.float64), in_float64, config)
+    assert relative_error(updates, right) <= BIAS_CORRECTION
+    if changed != "nothing":
+        default = adamw_float64(weights.astype(np.float64), in_float64, CONFIG)
+        assert relative_error(updates, default) > 1e-3
