@@ -271,20 +271,24 @@ def test_a_header_stays_in_front_whole(tokenizer: Tokenizer, config: FimConfig) 
             config=config,
             tokenizer=tokenizer,
             ends_document=True,
+            header=len(header),
         )
         assert example.kind != "plain"
         assert example.ids[: len(header) + 1].tolist() == [*header, tokenizer.fim.prefix]
         assert unpermute(example.ids, tokenizer) == "a/bc.py\n" + CODE
 
 
-def test_a_header_alone_or_cut_in_two_stays_plain(tokenizer: Tokenizer) -> None:
-    """A special token past the first line would be lost in the text."""
-    for text in ("<filename>c.py", "<filename>c.py\n", "a/b<filename>c.py\nx = 1\n"):
-        ids = tokenizer.encode(text, special=True)
-        example = make_example(
-            np.array(ids), (0, 0, 0), config=ALWAYS, tokenizer=tokenizer, ends_document=False
-        )
-        assert (example.kind, example.ids.tolist()) == ("plain", ids)
+def test_a_header_alone_stays_plain(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("<filename>c.py\n", special=True)
+    example = make_example(
+        np.array(ids),
+        (0, 0, 0),
+        config=ALWAYS,
+        tokenizer=tokenizer,
+        ends_document=False,
+        header=len(ids),
+    )
+    assert (example.kind, example.ids.tolist()) == ("plain", ids)
 
 
 def test_sentinels_spelled_with_hyphens_are_found(tmp_path: Path) -> None:

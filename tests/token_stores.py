@@ -1,11 +1,12 @@
 """Token stores in memory, and documents with all that makes cutting hard."""
 
+import zlib
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 
 from jaxcoder.tokenizer import Tokenizer
+from train.token_store import TokenStore
 
 _FRAGMENTS = (
     *("def ", "f", "(x)", ":\n", "    ", "        ", "return ", "\t", "\r\n", "\n\n", " = ", "12"),
@@ -17,22 +18,28 @@ _FRAGMENTS = (
 
 def store_of(
     texts: Sequence[str], tokenizer: Tokenizer, *, validation: Sequence[int] = ()
-) -> SimpleNamespace:
-    """What pieces.py and data.py read of a store with these documents."""
+) -> TokenStore:
+    """A store of these documents, the numbers of `validation` held out."""
     return store_of_ids([tokenizer.encode(text) for text in texts], validation=validation)
 
 
 def store_of_ids(
-    documents: Sequence[Sequence[int]], *, validation: Sequence[int] = ()
-) -> SimpleNamespace:
-    """As `store_of`, from ids."""
+    documents: Sequence[Sequence[int]], *, validation: Sequence[int] = (), header: int = 0
+) -> TokenStore:
+    """As `store_of`, from ids, of which each document's first `header` are its header."""
+    parts = [np.array(ids, np.uint16) for ids in documents]
     is_validation = np.zeros(len(documents), bool)
     is_validation[list(validation)] = True
-    return SimpleNamespace(
-        tokens=np.array([token for ids in documents for token in ids], np.uint16),
-        starts=np.concatenate([[0], np.cumsum([len(ids) for ids in documents])]).astype(np.int64),
-        names=tuple(f"document_{number}.py" for number in range(len(documents))),
+    return TokenStore(
+        tokens=np.concatenate(parts),
+        starts=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
+        names=tuple(f"document_{number}.py" for number in range(len(parts))),
+        text_bytes=np.zeros(len(parts), np.int64),
+        header_lengths=np.full(len(parts), header),
+        checksums=np.array([zlib.crc32(part.tobytes()) for part in parts], np.uint32),
         is_validation=is_validation,
+        repeats=np.full(len(parts), -1),
+        report={},
     )
 
 

@@ -7,7 +7,7 @@ and the last rows of an epoch share a batch with the first of the next: none is 
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,15 @@ from jaxcoder.tokenizer import Tokenizer
 from .config import TrainConfig
 from .fim import Example, make_example
 from .packing import Row, pack_row, plan_rows, row_order
-from .pieces import character_borders, chunk_number, cut_pieces, piece_ids, plan_chunks
-
-if TYPE_CHECKING:
-    from .store import TokenStore
+from .pieces import (
+    character_borders,
+    chunk_number,
+    cut_pieces,
+    document_length,
+    piece_ids,
+    plan_chunks,
+)
+from .token_store import TokenStore, document_ids
 
 _ENDLESS = 2**62
 
@@ -58,7 +63,7 @@ class BatchSource:
 
     def __init__(
         self,
-        store: "TokenStore",
+        store: TokenStore,
         tokenizer: Tokenizer,
         config: TrainConfig,
         *,
@@ -67,7 +72,7 @@ class BatchSource:
         """Cut and pack the documents of the split.
 
         Raises:
-          ConfigError: a split without a token.
+          ConfigError: a split without a token, or from `document_ids`.
           ValueError: a `batch.seq_len` too short for fill-in-the-middle.
         """
         self._store, self._tokenizer, self._config = store, tokenizer, config
@@ -153,34 +158,37 @@ class BatchSource:
         start, stop = int(self._pieces.start[piece]), int(self._pieces.stop[piece])
         return f"{self._store.names[document]}[{start}:{stop}]"
 
+    def _header_length(self, document: int) -> int:
+        return int(self._store.header_lengths[document])
+
     def _row_order(self, epoch: int) -> np.ndarray:
         return row_order(self.rows_per_epoch, seed=self._config.seed, epoch=epoch)
 
     def _example(self, piece: int, epoch: int) -> Example:
         if self._config.fim.level == "document":
             return self._chunk(piece, epoch)
-        store, pieces = self._store, self._pieces
-        document = pieces.document[piece]
-        length = store.starts[document + 1] - store.starts[document]
+        document = int(self._pieces.document[piece])
+        start, stop = int(self._pieces.start[piece]), int(self._pieces.stop[piece])
         return make_example(
-            piece_ids(store, pieces, piece),
+            piece_ids(self._store, self._pieces, piece),
             (self._config.seed, epoch, piece),
             config=self._config.fim,
             tokenizer=self._tokenizer,
-            ends_document=bool(pieces.stop[piece] == length),
+            ends_document=stop == document_length(self._store, document),
+            header=min(max(self._header_length(document) - start, 0), stop - start),
         )
 
     def _chunk(self, piece: int, epoch: int) -> Example:
         """One chunk of a document that is permuted as a whole; its last ones may be empty."""
         number = chunk_number(self._pieces, piece, window=self._window)
-        document = self._pieces.document[piece]
-        first, last = self._store.starts[document], self._store.starts[document + 1]
+        document = int(self._pieces.document[piece])
         whole = make_example(
-            self._store.tokens[first:last].astype(np.int32),
+            document_ids(self._store, document),
             (self._config.seed, epoch, piece - number),
             config=self._config.fim,
             tokenizer=self._tokenizer,
             ends_document=True,
+            header=self._header_length(document),
         )
         borders = character_borders(whole.ids, self._window, tokenizer=self._tokenizer)
         start, stop = (borders[min(number + end, len(borders) - 1)] for end in (0, 1))

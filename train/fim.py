@@ -49,22 +49,22 @@ def make_example(
     config: FimConfig,
     tokenizer: Tokenizer,
     ends_document: bool,
+    header: int = 0,
 ) -> Example:
     """Permute a piece, or leave it plain, as the draws of `key` say.
 
-    The result has at most `RESERVE` ids more than the piece. A piece that begins with a special
-    token has a header, up to the end of its first line: that stays in front, whole. What is not
-    text stays plain: bytes that are not UTF-8, special tokens past the header.
+    The result has at most `RESERVE` ids more than the piece. A header stays in front, whole. Bytes
+    that are not UTF-8 stay plain.
 
     Args:
-      ids: int32 [n], a piece or a whole document.
+      ids: int32 [n], a piece or a whole document, without special tokens past the header.
       key: (seed, epoch, piece index), integers of zero or more.
       config: rates and where cuts may fall.
       tokenizer: the one that made `ids`.
       ends_document: the piece is the last of its document.
+      header: how many ids at the front are a header.
     """
     permuted, reordered, *cuts = _draws(key)
-    header = _header_length(ids, tokenizer)
     eos = [tokenizer.end_of_text]
     plain = Example(
         np.array([*ids, *(eos if ends_document else [])], np.int32), (0, 0), "plain", False
@@ -73,7 +73,7 @@ def make_example(
     if not body or not _happens(permuted, config.rate):
         return plain
     cut = _cut_characters if config.cut == "character" else _cut_tokens
-    parts = cut(body, cuts, tokenizer) if tokenizer.special_ids.isdisjoint(body) else None
+    parts = cut(body, cuts, tokenizer)
     if parts is None:
         return plain
     prefix, middle, suffix = parts
@@ -123,16 +123,6 @@ def _happens(draw: int, rate: float) -> bool:
 def _up_to(draw: int, highest: int) -> int:
     """A uniform integer from 0 to `highest`, included."""
     return draw * (highest + 1) >> 64
-
-
-def _header_length(ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    """Ids of the header line, such as ``<filename>a.py`` and its newline; 0: there is none."""
-    if not len(ids) or ids[0] not in tokenizer.special_ids:
-        return 0
-    for offset, token in enumerate(ids):
-        if b"\n" in tokenizer.token_bytes(token):
-            return offset + 1
-    return len(ids)
 
 
 def _cut_characters(ids: list[int], draws: list[int], tokenizer: Tokenizer) -> Parts | None:

@@ -6,14 +6,13 @@ which pieces are permuted, nor where.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcoder.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from .store import TokenStore
+from .token_store import TokenStore, document_ids
 
 RESERVE = 20
 """Tokens of room beside the stored ones: 3 sentinels, eos, and 16 for cuts tokenised again."""
@@ -37,7 +36,7 @@ class Pieces(NamedTuple):
 
 
 def cut_pieces(
-    store: "TokenStore", document_indices: np.ndarray, *, window: int, tokenizer: Tokenizer
+    store: TokenStore, document_indices: np.ndarray, *, window: int, tokenizer: Tokenizer
 ) -> Pieces:
     """Cut documents into pieces of at most `window` - `RESERVE` stored tokens.
 
@@ -52,20 +51,21 @@ def cut_pieces(
 
     Raises:
       ValueError: a window too short for the reserve.
+      ConfigError: from `document_ids`.
     """
     limit = _checked(window) - RESERVE
     borders = []
     for document in document_indices:
-        first, last = store.starts[document], store.starts[document + 1]
-        borders.append(
-            [0, last - first]
-            if last - first <= limit
-            else character_borders(store.tokens[first:last], limit, tokenizer=tokenizer)
-        )
+        length = document_length(store, document)
+        if length <= limit:
+            borders.append([0, length])
+        else:
+            ids = document_ids(store, document)
+            borders.append(character_borders(ids, limit, tokenizer=tokenizer))
     return _pieces(document_indices, borders, spare=RESERVE)
 
 
-def plan_chunks(store: "TokenStore", document_indices: np.ndarray, *, window: int) -> Pieces:
+def plan_chunks(store: TokenStore, document_indices: np.ndarray, *, window: int) -> Pieces:
     """Room for whole documents that are permuted first and split afterwards.
 
     A permuted document has at most `RESERVE` tokens more than the stored one, and every chunk of
@@ -73,7 +73,13 @@ def plan_chunks(store: "TokenStore", document_indices: np.ndarray, *, window: in
     of chunks and their room follow from the stored length alone. Here `start` and `stop` count
     in steps of the shortest chunk; `chunk_number` tells which chunk of its document a piece is.
 
-    Args and errors are those of `cut_pieces`.
+    Args:
+      store: the tokens; only lengths are read.
+      document_indices: int64 [documents], which of them.
+      window: tokens of a row, T + 1.
+
+    Raises:
+      ValueError: a window too short for the reserve.
     """
     shortest = _checked(window) - _MOST_BACK
     lengths = store.starts[document_indices + 1] - store.starts[document_indices]
@@ -112,10 +118,19 @@ def character_start(ids: Sequence[int], offset: int, *, tokenizer: Tokenizer) ->
     return offset
 
 
-def piece_ids(store: "TokenStore", pieces: Pieces, piece: int) -> np.ndarray:
-    """The stored ids of one piece, int32."""
-    first = store.starts[pieces.document[piece]]
-    return store.tokens[first + pieces.start[piece] : first + pieces.stop[piece]].astype(np.int32)
+def piece_ids(store: TokenStore, pieces: Pieces, piece: int) -> np.ndarray:
+    """The stored ids of one piece of `cut_pieces`, int32.
+
+    Raises:
+      ConfigError: from `document_ids`.
+    """
+    ids = document_ids(store, pieces.document[piece])
+    return ids[pieces.start[piece] : pieces.stop[piece]]
+
+
+def document_length(store: TokenStore, document: int) -> int:
+    """Stored tokens of a document, its header's too."""
+    return int(store.starts[document + 1] - store.starts[document])
 
 
 def _pieces(documents: np.ndarray, borders: list[list[int]], *, spare: int) -> Pieces:
