@@ -44,7 +44,7 @@ class HeldOutIndex:
         """Index `files`, name to text."""
         self._names = list(files)
         of_file = [shingles(text) for text in files.values()]
-        self._sizes = np.array([len(hashes) for hashes in of_file])
+        self._sizes = np.array([len(hashes) for hashes in of_file], np.int64)
         hashes = np.concatenate([np.zeros(0, np.uint64), *of_file])
         owners = np.repeat(np.arange(len(of_file)), self._sizes)
         order = np.argsort(hashes, kind="stable")
