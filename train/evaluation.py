@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcoder.config import ModelConfig
@@ -119,7 +120,7 @@ class Validation:
         ]
 
     def _generator(self, params: dict) -> Generator:
-        return Generator(self._model, params, self._tokenizer)
+        return Generator(self._model, params, self._tokenizer, dtype=jnp.dtype(jnp.float32))
 
 
 def _texts(store: TokenStore, documents: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
