@@ -36,14 +36,16 @@ def read_human_eval(path: Path) -> Benchmark:
         prompt, solution = task.get("prompt"), task.get("canonical_solution")
         if not isinstance(prompt, str) or not isinstance(solution, str):
             raise ConfigError(
-                f"{path}:{number}: fields {', '.join(task)}, expected the strings prompt and "
-                "canonical_solution; give the published HumanEval.jsonl.gz"
+                f"{path}:{number}: fields {', '.join(task) or None}, expected the strings prompt "
+                "and canonical_solution; give the published HumanEval.jsonl.gz"
             )
         # A prompt ends with its docstring; what stands before the quotes is the signature.
         pieces = re.split("\"\"\"|'''", prompt)
         for text in map(_normal, (pieces[-2] if len(pieces) > 2 else prompt, solution)):
             if len(text) >= SHORTEST:
                 texts.setdefault(max(text.split("\n"), key=len), []).append(text)
+    if not texts:
+        raise ConfigError(f"{path}: no tasks, expected 164; give the published HumanEval.jsonl.gz")
     return Benchmark(texts)
 
 

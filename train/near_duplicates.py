@@ -2,9 +2,12 @@
 
 The share of positions at which two signatures agree estimates the Jaccard index of the two sets of
 shingles, runs of five token ids, to about 0.05 (Broder 1997; StarCoder's data were filtered so).
-Two documents are compared when one of 16 bands of four positions agrees: at a Jaccard index of 0.8
-that is missed once in 5,000 pairs.
+Documents are compared when one of 16 bands of four positions agrees: at a Jaccard index of 0.8 that
+fails once in 5,000 pairs. Where a band of many agrees, each is compared with the first of them and
+with the eight before it.
 """
+
+import functools
 
 import numpy as np
 
@@ -13,22 +16,22 @@ SIMILAR = 0.8
 
 _SHINGLE = 5
 _POSITIONS, _BANDS = 64, 16
+_NEIGHBOURS = 8
 _CHUNK = 4096
-_rng = np.random.default_rng(20230509)
-_WEIGHTS = _rng.integers(1 << 63, size=_SHINGLE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_FACTORS = _rng.integers(1 << 63, size=_POSITIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_OFFSETS = _rng.integers(1 << 63, size=_POSITIONS, dtype=np.uint64)
 
 
 def signature(ids: np.ndarray) -> np.ndarray:
     """The MinHash signature, uint32 [64], of a document's ids, int [n] with n > 0."""
+    weights, factors, offsets = _coefficients()
     width = min(_SHINGLE, ids.size)
-    windows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64) + np.uint64(1), width)
-    hashes = np.unique(_mixed(windows @ _WEIGHTS[:width]))
+    count = ids.size - width + 1
+    numbers = ids.astype(np.uint64) + np.uint64(1)
+    sums = sum(numbers[i : i + count] * weights[i] for i in range(width))
+    hashes = _mixed(sums)
     smallest = np.full(_POSITIONS, np.iinfo(np.uint32).max, np.uint32)
     for start in range(0, hashes.size, _CHUNK):
-        products = hashes[start : start + _CHUNK, None] * _FACTORS + _OFFSETS
-        smallest = np.minimum(smallest, (products >> np.uint64(32)).astype(np.uint32).min(axis=0))
+        permuted = hashes[start : start + _CHUNK] * factors + offsets  # [64, chunk]
+        smallest = np.minimum(smallest, permuted.min(axis=1))
     return smallest
 
 
@@ -46,15 +49,41 @@ def earlier_duplicates(signatures: np.ndarray) -> np.ndarray:
         return found
     for band in np.split(np.ascontiguousarray(signatures), _BANDS, axis=1):
         _, first, group = np.unique(band, axis=0, return_index=True, return_inverse=True)
-        candidate = first[group.reshape(-1)]
-        alike = (signatures == signatures[candidate]).mean(axis=1) >= SIMILAR
-        new = alike & (candidate < np.arange(len(signatures))) & (found < 0)
-        found[new] = candidate[new]
+        group = group.reshape(-1)
+        _compare(signatures, first[group], np.arange(len(signatures)), found)
+        order = np.argsort(group, kind="stable")
+        for distance in range(1, _NEIGHBOURS + 1):
+            earlier, later = order[:-distance], order[distance:]
+            same = group[earlier] == group[later]
+            _compare(signatures, earlier[same], later[same], found)
     return found
 
 
-def _mixed(hashes: np.ndarray) -> np.ndarray:
-    """Spread sums over all 64 bits: the finishing steps of SplitMix64 (Steele et al. 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+def _compare(
+    signatures: np.ndarray, earlier: np.ndarray, later: np.ndarray, found: np.ndarray
+) -> None:
+    """Note in `found` [documents] the pairs, of different documents [n] each, that are alike."""
+    open_pairs = (earlier < later) & (found[later] < 0)
+    earlier, later = earlier[open_pairs], later[open_pairs]
+    alike = (signatures[earlier] == signatures[later]).mean(axis=1) >= SIMILAR
+    found[later[alike]] = earlier[alike]
+
+
+@functools.cache
+def _coefficients() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights of a shingle's ids, uint64 [5]; factors and offsets, uint32 [64, 1].
+
+    Weights and factors are odd: multiplication by an odd number loses nothing.
+    """
+    rng = np.random.default_rng(20230509)
+    weights = rng.integers(1 << 64, size=_SHINGLE, dtype=np.uint64) | np.uint64(1)
+    factors = rng.integers(1 << 32, size=(_POSITIONS, 1), dtype=np.uint32) | np.uint32(1)
+    offsets = rng.integers(1 << 32, size=(_POSITIONS, 1), dtype=np.uint32)
+    return weights, factors, offsets
+
+
+def _mixed(sums: np.ndarray) -> np.ndarray:
+    """uint32 of uint64 sums, by all their bits: SplitMix64's last steps (Steele et al. 2014)."""
+    sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (sums >> np.uint64(32)).astype(np.uint32)

@@ -117,12 +117,11 @@ def hold_out(source: SourceConfig, packages: tuple[str, ...]) -> tuple[SourceCon
 def _read_folder(
     folder: Path, source: SourceConfig, repository: str, above: str
 ) -> Iterator[Document | BadDocument]:
-    for file in list_files(folder, source.globs, source.exclude):
-        relative = file.relative_to(folder).as_posix()
+    for relative in list_files(folder, source.globs, source.exclude):
         # A file name need not be UTF-8, but what is stored must be.
         name = relative.encode("utf-8", "backslashreplace").decode()
         try:
-            with open_regular_file(file, error=ConfigError) as (stream, _):
+            with open_regular_file(folder / relative, error=ConfigError) as (stream, _):
                 raw = stream.read(MOST_BYTES + 1)
         except ConfigError as exc:
             yield BadDocument(name, "unreadable", str(exc))
@@ -185,9 +184,9 @@ def _word(value: Any) -> str:
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | BadDocument]:
     number = 0
-    try:
-        with open_regular_file(path, error=ConfigError) as (raw, _):
-            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+    with open_regular_file(path, error=ConfigError) as (raw, _):
+        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        try:
             while line := stream.readline(MOST_BYTES + 1):
                 number += 1
                 name = f"{path.name}:{number}"
@@ -195,20 +194,20 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | BadDocument
                     _skip_line(stream, line)
                     yield BadDocument(name, "too large", f"more than {MOST_BYTES} bytes")
                 elif line.strip():
-                    yield _parsed(name, line)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
-        # How much is lost cannot be counted, so no error budget can allow it.
-        raise ConfigError(
-            f"{path}:{number + 1}: damaged gzip file ({exc}); everything after it would be "
-            "missing. Download or compress it again"
-        ) from exc
+                    yield _parsed(name, line.rstrip(b"\r\n"))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+            # How much is lost cannot be counted, so no error budget can allow it.
+            raise ConfigError(
+                f"{path}:{number + 1}: damaged gzip file ({exc}); everything after it would be "
+                "missing. Download or compress it again"
+            ) from exc
 
 
 def _parsed(name: str, line: bytes) -> tuple[str, dict[str, Any]] | BadDocument:
     try:
         return name, parse_json_object(line, name, error=ConfigError)
     except ConfigError as exc:
-        return BadDocument(name, "bad JSON", str(exc))
+        return BadDocument(name, "bad JSON", str(exc).removeprefix(f"{name}: "))
 
 
 def _skip_line(stream: BinaryIO | gzip.GzipFile, line: bytes) -> None:

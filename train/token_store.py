@@ -153,6 +153,7 @@ def open_folder(folder: Path, fingerprint: Mapping[str, str], vocab_size: int) -
       ConfigError: a file is missing or changed, or the ids were made from something else.
     """
     manifest = read_json_object(folder / _MANIFEST, error=ConfigError)
+    files, report = manifest.get("files"), manifest.get("report")
     expected = {
         "format": _FORMAT,
         "fingerprint": dict(fingerprint),
@@ -165,8 +166,13 @@ def open_folder(folder: Path, fingerprint: Mapping[str, str], vocab_size: int) -
                 f"{folder / _MANIFEST}: {name}: {manifest.get(name)}, expected {value}; these "
                 f"tokens were made by another tokenizer, setting or version; {_REMEDY}"
             )
+    if not isinstance(files, dict) or not isinstance(report, dict):
+        raise ConfigError(
+            f"{folder / _MANIFEST}: fields {', '.join(manifest)}, expected files and report to be "
+            f"objects; {_REMEDY}"
+        )
     for name in (_TOKENS, _DOCUMENTS, _NAMES):
-        _check_file(folder / name, manifest.get("files", {}).get(name))
+        _check_file(folder / name, files.get(name))
     tokens = np.memmap(folder / _TOKENS, dtype=token_type(vocab_size), mode="r")
     if (largest := int(tokens.max())) >= vocab_size:
         raise ConfigError(
@@ -183,7 +189,7 @@ def open_folder(folder: Path, fingerprint: Mapping[str, str], vocab_size: int) -
             checksums=arrays["checksums"],
             is_validation=arrays["is_validation"],
             repeats=arrays["repeats"],
-            report=manifest["report"],
+            report=report,
         )
 
 
