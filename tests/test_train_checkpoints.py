@@ -95,17 +95,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert_same(reader.restore(7, {**tree, "state": shapes})[0], tree)
 
 
-def test_donated_buffers_are_saved_as_they_were(tmp_path: Path) -> None:
-    """`save` returns before the arrays are written, and the next step overwrites them."""
+def test_buffers_are_free_once_save_returns(tmp_path: Path) -> None:
+    """The next step donates the arrays, or writes into them, before they are on the disk."""
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
-    values = step(jnp.zeros(1 << 16))
+    tree = {"x": step(jnp.zeros(1 << 16)), "n": np.ones(1 << 16)}
     checkpoints = saved(tmp_path)
-    checkpoints.save(1, {"x": values}, {})
-    for _ in range(3):
-        values = step(values)
+    checkpoints.save(1, tree, {})
+    values = step(step(tree["x"]))
+    tree["n"] += 1
     checkpoints.wait()
-    got, _ = checkpoints.restore(1, {"x": values})
+    assert tree["x"].is_deleted()
+    got, _ = checkpoints.restore(1, {"x": values, "n": tree["n"]})
     assert np.array_equal(got["x"], np.ones(1 << 16))
+    assert np.array_equal(got["n"], np.ones(1 << 16))
     assert np.array_equal(step(got["x"]), np.full(1 << 16, 2))
 
 
@@ -386,8 +388,8 @@ def test_empty_and_absent_folders(tmp_path: Path) -> None:
         checkpoints.restore(1, state(0))
 
 
-def test_disk_full(tmp_path: Path) -> None:
-    """A write that the system cuts off, inside the array library: nothing half, the rest whole."""
+def test_disk_full(tmp_path: Path, caplog) -> None:
+    """A write that the system cuts off, inside orbax: one error, nothing half, the rest whole."""
     checkpoints = saved(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, hard))
@@ -398,6 +400,8 @@ def test_disk_full(tmp_path: Path) -> None:
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in str(failed.value)
+    assert not caplog.records
     assert f"needs about {8 << 17} bytes, " in str(failed.value)
     assert " are free; older checkpoints are as they were" in str(failed.value)
     assert names(tmp_path) == ["step-00000001"]

@@ -216,8 +216,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def _reason(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {lines[0][:300]}" if lines else type(exc).__name__
+    text = f"{type(exc).__name__}: {str(exc).strip()}"
+    # What the system said comes last, after the array library's long names of files.
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"
 
 
 def _free_bytes(folder: Path) -> int:

@@ -3,8 +3,10 @@
 The only file that knows orbax, which stores the arrays; `checkpoint_folder` makes a save atomic.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from .checkpoint_folder import (
     no_hook,
     remove_leftovers,
     step_folder,
+    sync_directory,
     verify,
 )
 from .folder_probe import probe_folder
@@ -74,6 +77,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self._folder}: cannot be made ({exc.strerror}); check the path and its mode"
             ) from exc
+        # The run's folder may be new too; above it there may be none that we can open.
+        for parent in (self._folder.parent, self._folder.parent.parent):
+            with contextlib.suppress(OSError):
+                sync_directory(parent)
         left = remove_leftovers(self._folder)
         if left:
             say(f"{self._folder}: removed what interrupted saves left: {', '.join(left)}")
@@ -241,7 +248,7 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
     # Weights hardly compress: 8 % smaller for three times the time.
-    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+    with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
         checkpointer.save(folder, arrays)
 
 
@@ -250,7 +257,7 @@ def _read_arrays(folder: Path, names: Mapping[str, Any]) -> dict[str, np.ndarray
 
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     try:
-        with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+        with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
             return checkpointer.restore(folder, restore_args=as_numpy)
     except Exception as exc:
         # The files are those that were written, so this is memory, or orbax itself.
@@ -258,3 +265,18 @@ def _read_arrays(folder: Path, names: Mapping[str, Any]) -> dict[str, np.ndarray
             f"{folder}: cannot be loaded ({type(exc).__name__}: {exc}); check the memory, and "
             "that orbax-checkpoint is not older than the one that wrote it"
         ) from exc
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax from logging the traceback of each of its threads: the error is raised anyway."""
+
+    def is_foreign(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_foreign)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_foreign)

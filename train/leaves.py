@@ -37,7 +37,7 @@ def host_copy(name: str, leaf: Any) -> np.ndarray:
             f"{name} is {leaf.dtype}{list(leaf.shape)}, expected an array with elements; a typed "
             "PRNG key is stored as its jax.random.key_data"
         )
-    # A view would show what a donated buffer holds later.
+    # While a view of it exists, JAX does not donate a buffer; NumPy's may be written to.
     return np.array(leaf, copy=True)
 
 
@@ -65,5 +65,4 @@ def placed(array: np.ndarray, like: Any) -> Any:
     """`array` on the devices where `like` is, or as it is where `like` is NumPy."""
     if isinstance(like, np.ndarray):
         return array
-    # Not an alias of NumPy's memory, which could not be donated.
-    return jax.device_put(array, like.sharding, may_alias=False)
+    return jax.device_put(array, like.sharding)
