@@ -340,7 +340,7 @@ def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     files = sorted(path for path in step_folder(tmp_path, 1).rglob("*") if path.is_file())
     generator = random.Random(0)
-    for _ in range(400):
+    for _ in range(200):
         path = generator.choice(files)
         data = path.read_bytes()
         bit = generator.randrange(8 * len(data))
