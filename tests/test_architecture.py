@@ -108,6 +108,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "transformers": ("conversion/", "benchmarks/"),
     "huggingface_hub": ("jaxcoder/hub.py", "conversion/download.py"),
     "orbax": ("train/checkpoints.py",),
+    "datasets": ("train/hugging_face_data.py",),
 }
 TRAIN_ONLY = ("optax", "grain", "orbax")
 CODE_LOADERS = (

@@ -143,6 +143,18 @@ def test_a_file_name_that_is_not_utf8_is_spelled_so(tmp_path: Path) -> None:
     assert document.name == r"a\udcff.py"
 
 
+def test_files_are_opened_one_after_the_other(tmp_path: Path) -> None:
+    """Ten million files need no memory for their texts; one that is gone by its turn is counted."""
+    write(tmp_path, {"a.py": b"x", "b.py": b"x", "c.py": b"x"})
+    documents = read_documents(str(tmp_path), SOURCE)
+    assert next(documents) == Document("a.py", "x", tmp_path.name, "a.py")
+    (tmp_path / "b.py").unlink()
+    (tmp_path / "c.py").write_text("y")
+    gone, changed = documents
+    assert isinstance(gone, BadDocument) and gone.reason == "unreadable"
+    assert isinstance(changed, Document) and changed.text == "y"
+
+
 # JSONL.
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from jaxcoder.diagnostics import say
 from jaxcoder.durable import new_folder
 from jaxcoder.errors import CheckpointError, ConfigError
 from jaxcoder.tokenizer import Tokenizer
@@ -111,6 +112,7 @@ def _survey(config: TrainConfig, benchmark: Benchmark | None) -> Survey:
 def _build(
     config: TrainConfig, tokenizer: Tokenizer, folder: Path, parts: dict[str, str], survey: Survey
 ) -> None:
+    say(f"data: {survey.good} documents, {survey.bytes} bytes; tokenising them once, into {folder}")
     needed = survey.bytes * token_type(tokenizer.vocab_size).itemsize // 2
     with new_folder(folder, needed_bytes=needed) as partial:
         writer = StoreWriter(partial, tokenizer.vocab_size)
