@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ TEXTS = generated_documents(40, seed=1)
 CONFIG = TrainConfig(
     batch=BatchConfig(size=3, seq_len=63), compute=ComputeConfig(prefetch_threads=0)
 )
+THREADED = dataclasses.replace(CONFIG, compute=ComputeConfig(prefetch_threads=2))
 LEVELS = ("context", "document")
 SPECIAL_TOKENS = 19  # they are the first ids
 
@@ -119,13 +121,17 @@ def test_iterating_from_any_step_gives_the_batches_of_those_steps(
     tokenizer: Tokenizer, threads: int
 ) -> None:
     """A run that resumes, at whatever step, sees what the uninterrupted run would have seen."""
+    if threads:
+        pytest.importorskip("grain")
     compute = ComputeConfig(prefetch_threads=threads)
     config = dataclasses.replace(CONFIG, compute=compute)
-    reference = source_of(tokenizer)
+    reference = source_of(tokenizer, texts=TEXTS[:12])
     steps = 2 * reference.batches_per_epoch + 1
     whole = [reference.batch(step) for step in range(steps)]
     for start in range(steps):
-        rest = itertools.islice(source_of(tokenizer, config).iterate(start), steps - start)
+        rest = itertools.islice(
+            source_of(tokenizer, config, TEXTS[:12]).iterate(start), steps - start
+        )
         count = 0
         for expected_step, (step, batch, contents) in enumerate(rest, start=start):
             assert step == expected_step
@@ -138,8 +144,8 @@ def test_iterating_from_any_step_gives_the_batches_of_those_steps(
 def test_an_error_in_a_thread_is_raised_where_batches_are_taken(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(CONFIG, compute=ComputeConfig(prefetch_threads=2))
-    source = source_of(tokenizer, config)
+    pytest.importorskip("grain")
+    source = source_of(tokenizer, THREADED)
 
     def fail(*arguments: object) -> None:
         raise OSError("the store is gone")
@@ -147,6 +153,14 @@ def test_an_error_in_a_thread_is_raised_where_batches_are_taken(
     monkeypatch.setattr("train.data.piece_ids", fail)
     with pytest.raises(OSError, match="the store is gone"):
         next(source.iterate(0))
+
+
+def test_threads_without_grain_are_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ConfigError, match=r"compute\.prefetch_threads: 2, but grain is not"):
+        next(source_of(tokenizer, THREADED).iterate(0))
 
 
 def test_splits_share_no_document(tokenizer: Tokenizer) -> None:
@@ -211,16 +225,26 @@ def test_headers_stay_in_front_of_their_document(tokenizer: Tokenizer, level: st
         assert ids[: len(header) + 1] == [*header, tokenizer.fim.prefix]
 
 
-def test_overflows_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_overflows_are_counted_once_each(tmp_path: Path, level: str) -> None:
+    """Words of 1,024 letters that are one token become many where they are cut."""
     doubling = [("a" * 2**power, "a" * 2**power) for power in range(10)]
     tokenizer = Tokenizer.from_file(write_tokenizer(tmp_path, byte_tokenizer_json(doubling)))
-    source = source_of(tokenizer, config_of(rate=1.0), texts=["a" * 1024] * 60)
-    counted = plain = 0
+    text = " ".join(["a" * 1024] * 10)
+    config = dataclasses.replace(
+        config_of(rate=1.0, level=level), batch=BatchConfig(size=1, seq_len=24)
+    )
+    source = source_of(tokenizer, config, [text] * 30)
+    counted, permuted = 0, set()
     for step in range(source.batches_per_epoch):
         batch, contents = source.batch(step)
         counted += contents.overflows
-        plain += (batch.tokens == tokenizer.encode("a" * 1024)[0]).sum()
-    assert counted == plain > 0
+        for segment, piece in enumerate(contents.pieces[0], start=1):
+            ids = batch.tokens[batch.segment_ids == segment]
+            if tokenizer.fim.prefix in ids:
+                permuted.add(piece)
+    pieces = source.pieces_per_epoch if level == "context" else 30
+    assert 0 < counted == pieces - len(permuted) < pieces
 
 
 @pytest.mark.parametrize("cut", ["character", "token"])

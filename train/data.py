@@ -134,15 +134,20 @@ class BatchSource:
         """Step, batch and contents from `start_step` on, without end, prepared ahead in threads.
 
         Raises:
-          ModuleNotFoundError: grain is not installed and `compute.prefetch_threads` is not 0.
+          ConfigError: threads are asked for and grain is not installed.
         """
         threads = self._config.compute.prefetch_threads
         if not threads:
             for step in range(start_step, _ENDLESS):
                 yield step, *self.batch(step)
             return
-        import grain
-
+        try:
+            import grain
+        except ModuleNotFoundError as exc:
+            raise ConfigError(
+                f"compute.prefetch_threads: {threads}, but grain is not installed; "
+                "pip install grain, or set it to 0"
+            ) from exc
         steps = grain.MapDataset.range(start_step, _ENDLESS)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         batches = iter(steps.map(self.batch).to_iter_dataset(options))
