@@ -48,6 +48,9 @@ def test_a_folder_is_read_by_glob_in_the_order_of_names(tmp_path: Path) -> None:
     write(tmp_path, {name: b"x" for name in ("b.py", "a/z.py", "a.txt", "a/y/x.py", "a.py")})
     assert [d.name for d in read(tmp_path)] == ["a.py", "b.py", "a/z.py", "a/y/x.py"]
     source = dataclasses.replace(SOURCE, globs=("*.py", "*.txt"), exclude=("b*",))
+    names = [f"{i:02}/{j:02}.py" for i in range(8) for j in range(8)]
+    write(tmp_path / "many", {names[i * 37 % 64]: b"x" for i in range(64)})
+    assert [d.name for d in read(tmp_path / "many")] == names
     assert [d.name for d in read(tmp_path, source)] == ["a.py", "a.txt"]
 
 

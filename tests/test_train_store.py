@@ -13,7 +13,8 @@ from tests.tokenizer_files import byte_tokenizer_json, write_tokenizer
 from train import store as store_module
 from train import token_store
 from train.config import SourceConfig, TrainConfig
-from train.store import TokenStore, document_ids, open_store
+from train.store import open_store
+from train.token_store import TokenStore, document_ids
 
 SENTINELS = "<fim_prefix>x<fim_suffix><|endoftext|><reponame><fim_middle>"
 
@@ -259,6 +260,20 @@ def test_changed_data_or_tokenizer_is_another_store(tmp_path: Path, tokenizer: T
     assert texts(changed, tokenizer)["d0001.py"] == "changed = 1\n"
 
 
+def test_the_order_of_merges_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """Two tokenizers with the same tokens and ids may split "ded" in two ways."""
+    definition = byte_tokenizer_json(extra_merges=[("e", "d")])
+    prints = []
+    for name in ("t1", "t2"):
+        (tmp_path / name).mkdir()
+        tokenizer = Tokenizer.from_file(write_tokenizer(tmp_path / name, definition))
+        settings = config(make_data(tmp_path / "d", {"a.py": "x"}))
+        prints.append(open_store(settings, tokenizer, tmp_path / "c").report["fingerprint"])
+        definition["model"]["merges"].insert(0, definition["model"]["merges"].pop())
+    assert prints[0].pop("tokenizer") != prints[1].pop("tokenizer")
+    assert prints[0] == prints[1]
+
+
 @pytest.mark.parametrize("change", ["edit", "delete", "rename", "add", "tokenizer", "headers"])
 def test_a_resumed_run_is_refused_other_data(
     tmp_path: Path, tokenizer: Tokenizer, change: str
@@ -274,7 +289,7 @@ def test_a_resumed_run_is_refused_other_data(
     elif change == "delete":
         file.unlink()
     elif change == "rename":
-        file.rename(data / "other.py")
+        file.rename(data / "d0001a.py")
     elif change == "add":
         (data / "new.py").write_text("x")
     elif change == "tokenizer":

@@ -58,10 +58,13 @@ def check_same(now: Mapping[str, str], then: Mapping[str, str]) -> None:
 
 
 def _tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """SHA-256 of all tokens, and of how the text of all tokens is encoded: merges and splitting."""
+    """SHA-256 of all tokens, and of how text is encoded in which each stands twice in a row.
+
+    The text tells splitting, and the order of merges where the order of tokens does not.
+    """
     size = tokenizer.vocab_size
     tokens = [tokenizer.token_bytes(number, skip_special=False) for number in range(size)]
-    probe = b"\n".join(tokens).decode("utf-8", "ignore")
+    probe = b"\n".join(token * 2 for token in tokens).decode("utf-8", "ignore")
     parts = [
         [token.hex() for token in tokens],
         sorted(tokenizer.special_ids),

@@ -25,9 +25,7 @@ from .fingerprint import chain, check_same, fingerprint, folder_name
 from .headers import header_ids
 from .near_duplicates import earlier_duplicates, signature
 from .sources import DELIBERATE, BadDocument, read_documents
-from .token_store import StoreWriter, TokenStore, document_ids, open_folder, token_type
-
-__all__ = ["TokenStore", "document_ids", "open_store"]
+from .token_store import StoreWriter, TokenStore, open_folder, token_type
 
 _MOST_NAMED = 20
 
