@@ -4,8 +4,9 @@ What is said goes to standard error; export and plot print the path they wrote. 
 status 2, a run that had to stop 1.
 """
 
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ import tyro
 from jaxcoder.diagnostics import say
 
 from .config import TrainConfig
+from .config_checks import check_config, setting_names
 from .presets import PRESETS
 from .run_folder import EXPORT
 
@@ -116,13 +118,15 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _train(preset: str, words: list[str]) -> int:
-    command = tyro.cli(
+    command, unknown = tyro.cli(
         TrainCommand,
         args=words,
         default=TrainCommand(PRESETS[preset]()),
         prog=f"python -m train {preset}",
         description=PRESETS[preset].__doc__,
+        return_unknown_args=True,
     )
+    check_config(command.config, further=list(_mistyped(unknown)))
     from .loop import fit
 
     outcome = fit(
@@ -137,6 +141,20 @@ def _train(preset: str, words: list[str]) -> int:
         folder = run / f"{EXPORT}-{outcome.step}"
         print(folder if folder.exists() else export_run(run, folder, step=outcome.step))
     return 0
+
+
+def _mistyped(words: Sequence[str]) -> Iterator[str]:
+    """A problem for each of the words that are no option, values of such options aside."""
+    names = setting_names(TrainCommand(TrainConfig()))
+    known = ["--" + name.removeprefix("config.").replace("_", "-") for name in names]
+    is_value = False
+    for word in words:
+        if word.startswith("--"):
+            near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+            yield f"{word}: no such setting, expected {near[0] if near else 'one of --help'}"
+        elif not is_value:
+            yield f"{word!r}: a word without an option, expected --NAME before it"
+        is_value = word.startswith("--") and "=" not in word
 
 
 def _usage() -> str:

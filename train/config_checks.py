@@ -2,30 +2,44 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args, get_type_hints
 
 from jaxcoder.errors import ConfigError
 from jaxcoder.problems import raise_if_any, shorten
 
-from .config import BatchConfig, ShapeConfig, TrainConfig
+from .config import BatchConfig, LoraConfig, ShapeConfig, TrainConfig
 
 
-def check_config(config: TrainConfig) -> None:
+def check_config(config: TrainConfig, *, further: Sequence[str] = ()) -> None:
     """Raise one error for all that is wrong with `config` by itself.
 
     What depends on the model or the data (a window longer than the model's positions, say) is
     checked where those are known.
 
+    Args:
+      config: the settings.
+      further: problems found where the settings were read, to be listed with these.
+
     Raises:
       ConfigError: lists every problem: the field, its value, what was expected.
     """
     raise_if_any(
-        list(_problems(config)),
+        [*further, *_problems(config)],
         "training configuration",
         remedy="mend the settings named",
         error=ConfigError,
     )
+
+
+def setting_names(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings, such as optimizer.peak_lr."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from setting_names(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
 
 
 def window_problems(seq_len: int, n_positions: int) -> list[str]:
@@ -145,5 +159,9 @@ def _relation_problems(config: TrainConfig) -> Iterator[str]:
         yield "batch.loss: 'middle' with fim.rate 0, expected a rate above 0: nothing would count"
     if config.lora.rank and not config.model:
         yield f"lora.rank: {config.lora.rank} without a model, expected --model with it"
-    if config.lora.rank and not config.lora.targets:
-        yield "lora.targets: empty, expected at least one product"
+    known, targets = LoraConfig().targets, config.lora.targets
+    if not targets or not set(targets) <= set(known) or len(set(targets)) < len(targets):
+        yield (
+            f"lora.targets: {', '.join(map(str, targets)) or 'empty'}, expected one or more of "
+            f"{', '.join(known)}, each once"
+        )
