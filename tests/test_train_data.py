@@ -13,7 +13,7 @@ from scipy import stats
 from token_stores import generated_documents, store_of, store_of_ids
 from tokenizer_files import byte_tokenizer_json, write_tokenizer
 
-from jaxcoder.errors import ConfigError
+from jaxcoder.errors import ConfigError, TokenizerError
 from jaxcoder.tokenizer import Tokenizer
 from train.config import BatchConfig, ComputeConfig, FimConfig, TrainConfig
 from train.data import Batch, BatchSource
@@ -178,6 +178,15 @@ def test_a_split_without_a_token_is_refused(tokenizer: Tokenizer) -> None:
     config = dataclasses.replace(CONFIG, data="code/")
     with pytest.raises(ConfigError, match=r"data: 'code/' has no tokens for validation"):
         BatchSource(store, tokenizer, config, split="validation")
+
+
+def test_a_tokenizer_without_sentinels_is_refused_before_the_first_batch(tmp_path: Path) -> None:
+    """As GPT-2's is; without fill-in-the-middle it will do."""
+    definition = byte_tokenizer_json(fim=" ")
+    tokenizer = Tokenizer.from_file(write_tokenizer(tmp_path, definition))
+    with pytest.raises(TokenizerError, match="infilling needs a model trained with it"):
+        source_of(tokenizer)
+    assert source_of(tokenizer, config_of(rate=0.0)).batch(0)[0].loss_mask.any()
 
 
 def test_a_piece_is_described_by_its_document_and_place(tokenizer: Tokenizer) -> None:

@@ -73,8 +73,11 @@ class BatchSource:
 
         Raises:
           ConfigError: a split without a token, or from `document_ids`.
+          TokenizerError: pieces are to be permuted, and the tokenizer lacks the sentinels.
           ValueError: a `batch.seq_len` too short for fill-in-the-middle.
         """
+        if config.fim.rate:
+            _ = tokenizer.fim  # raises here, and not at the first permuted piece
         self._store, self._tokenizer, self._config = store, tokenizer, config
         self._window = config.batch.seq_len + 1
         documents = np.flatnonzero(np.asarray(store.is_validation) == (split == "validation"))
@@ -158,7 +161,11 @@ class BatchSource:
             batches.close()
 
     def describe(self, piece: int) -> str:
-        """Document name and token offsets of a piece, for messages."""
+        """Document name and token offsets of a piece, for messages.
+
+        At level "document" the offsets are the plan's (see `plan_chunks`): those of the chunk in
+        the permuted document, or a few less.
+        """
         document = int(self._pieces.document[piece])
         start, stop = int(self._pieces.start[piece]), int(self._pieces.stop[piece])
         return f"{self._store.names[document]}[{start}:{stop}]"
