@@ -163,8 +163,8 @@ class BatchSource:
     def describe(self, piece: int) -> str:
         """Document name and token offsets of a piece, for messages.
 
-        At level "document" the offsets are the plan's (see `plan_chunks`): those of the chunk in
-        the permuted document, or a few less.
+        At level "document" the offsets are those `plan_chunks` gives: of the permuted document,
+        and up to three tokens low for every chunk before this one.
         """
         document = int(self._pieces.document[piece])
         start, stop = int(self._pieces.start[piece]), int(self._pieces.stop[piece])
