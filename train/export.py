@@ -10,12 +10,12 @@ import numpy as np
 from conversion.export import generation_file, tokenizer_files
 from conversion.folders import GENERATION_FILE, write_folder
 from jaxcoder.config import ModelConfig
-from jaxcoder.errors import CheckpointError
+from jaxcoder.errors import CheckpointError, ConfigError
 
 from .card import model_card
 from .checkpoints import Checkpoints
 from .loop import step_config
-from .run_folder import CHECKPOINTS, EXPORT, TOKENIZER_FILE, read_config
+from .run_folder import CHECKPOINTS, CONFIG_FILE, EXPORT, TOKENIZER_FILE, read_config
 from .start import initial_params, prepare_start
 from .step import init_state, model_params
 
@@ -45,6 +45,10 @@ def export_run(
     Raises:
       ConfigError, CheckpointError: no run there, no valid checkpoint, or the folder is taken.
     """
+    if not (run / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{run}: no run there, expected the folder given to --out; check the path"
+        )
     config = read_config(run)
     checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.loop.keep)
     if step is None:

@@ -23,7 +23,7 @@ def plot_run(run: Path, destination: Path | None = None) -> Path:
     """
     metrics = run / METRICS_FILE
     if not metrics.exists():
-        raise ValueError(f"{metrics}: no such file, expected the metrics of a run")
+        raise ValueError(f"{metrics}: no such file, expected the metrics of a run; check the path")
     try:
         import matplotlib
 
