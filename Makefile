@@ -28,12 +28,13 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-nightly lint format bench install clean FORCE
+.PHONY: help demo test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
 
 help:
 	@echo "make demo          load a checkpoint, decode, compare; the first run installs, a few minutes"
 	@echo "make test          the test suite, on the CPU"
 	@echo "make test-nightly  the long tests: the exact 164M shape, long statistics"
+	@echo "make test-tpu-plan compile for TPUs that are not there, report the memory; long too"
 	@echo "make lint          ruff: rules and formatting, changes nothing"
 	@echo "make format        ruff: apply both"
 	@echo "make bench         one benchmark; BENCH=$(BENCH)"
@@ -63,6 +64,13 @@ test: $(VENV)/test.stamp $(PARITY_STAMP)
 test-nightly: $(VENV)/test.stamp $(PARITY_STAMP)
 	@$(RUN) -m pytest -m nightly $(PYTEST_ARGS)
 
+# In an environment of its own: where libtpu is, each start of JAX looks for a TPU and says so.
+test-tpu-plan:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-tpu-plan tpu-plan-tests
+
+tpu-plan-tests: $(VENV)/tpu-plan.stamp
+	@$(RUN) -m pytest -m '' tests/test_train_plan.py $(PYTEST_ARGS)
+
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -72,7 +80,7 @@ format: $(VENV)/dev.stamp
 	@$(RUN) -m ruff format .
 
 clean:
-	rm -rf .venv .venv-ci-* build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-tpu-plan .venv-ci-* build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One line that names what is missing, or nothing. The interpreter prints its version and the
@@ -123,6 +131,11 @@ $(VENV)/base.stamp: pyproject.toml $(VENV)/settings
 $(VENV)/test.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/base.stamp
 	@echo "Installing what '$*' needs into $(VENV)"
 	@$(PIP) --editable '.[$*]' $(PINS)
+	@touch $@
+
+$(VENV)/tpu-plan.stamp: $(VENV)/test.stamp
+	@echo "Installing libtpu into $(VENV)"
+	@$(PIP) --editable '.[tpu-plan]' $(PINS)
 	@touch $@
 
 # torch by itself first: a CPU build that TORCH names satisfies the extra, which names none. When
