@@ -143,7 +143,7 @@ class LoopConfig:
     eval_batches: int = 16
     """Batches of a validation."""
     eval_infills: int = 32
-    """Held-out lines infilled by a validation; 0: none."""
+    """Held-out lines infilled by a validation; 0: none, and so where fim.rate is 0."""
     eval_samples: int = 2
     """Completions logged by a validation; 0: none."""
     save_every: int = 250

@@ -62,11 +62,14 @@ class Validation:
             count = min(config.loop.eval_batches, -(-source.rows_per_epoch // config.batch.size))
             self._batches = [source.batch(number)[0] for number in range(count)]
         texts = _texts(store, documents, tokenizer)
-        chosen = list(_holes(texts, seed=config.seed, count=config.loop.eval_infills))
-        self._holes = chosen
-        self._beginnings = [
-            hole.prefix + hole.line + "\n" for hole in chosen[: config.loop.eval_samples]
-        ]
+        infills = config.loop.eval_infills if config.fim.rate > 0 else 0
+        samples = config.loop.eval_samples
+        holes = list(_holes(texts, seed=config.seed, count=max(infills, samples)))
+        self._holes = holes[:infills]
+        self._beginnings = [hole.prefix + hole.line + "\n" for hole in holes[:samples]]
+        # A short context is shared by what is read and what is written.
+        self._infill_tokens = min(_INFILL_TOKENS, model.n_positions // 2)
+        self._sample_tokens = min(_SAMPLE_TOKENS, model.n_positions // 2)
         self._token_bytes = np.array(
             [len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
         )
@@ -96,10 +99,12 @@ class Validation:
             return {}
         generator = self._generator(params)
         prompts = [
-            generator.infill_prompt(hole.prefix, hole.suffix, max_new_tokens=_INFILL_TOKENS).tokens
+            generator.infill_prompt(
+                hole.prefix, hole.suffix, max_new_tokens=self._infill_tokens
+            ).tokens
             for hole in self._holes
         ]
-        completions = generator.generate(prompts, max_new_tokens=_INFILL_TOKENS, stop="\n")
+        completions = generator.generate(prompts, max_new_tokens=self._infill_tokens, stop="\n")
         right = [
             completion.text.strip() == hole.line.strip()
             for completion, hole in zip(completions, self._holes, strict=True)
@@ -111,9 +116,9 @@ class Validation:
         if not self._beginnings:
             return []
         generator = self._generator(params)
-        room = self._model.n_positions - _SAMPLE_TOKENS
+        room = self._model.n_positions - self._sample_tokens
         prompts = [self._tokenizer.encode(text)[-room:] for text in self._beginnings]
-        completions = generator.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)
+        completions = generator.generate(prompts, max_new_tokens=self._sample_tokens)
         return [
             Sample(beginning[-400:], completion.text)
             for beginning, completion in zip(self._beginnings, completions, strict=True)
