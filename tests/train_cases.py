@@ -58,9 +58,10 @@ def packed_batch(*, seed: int = 0, rows: int = ROWS, length: int = LENGTH) -> Ba
 
 
 def toy_tensors(*, seed: int = 0) -> dict[str, np.ndarray]:
-    """Hugging Face tensors of the toy, of the size of a trained model's: losses near log V."""
+    """Hugging Face tensors of the toy; weights of deviation 1/sqrt(D), as new models get."""
+    factor = np.float32(TOY.n_embd**-0.5 / 0.3)  # random_tensors draws them with 0.3
     tensors = random_tensors(TOY, seed=seed)
-    return {name: array * 0.3 if array.ndim == 2 else array for name, array in tensors.items()}
+    return {name: array * factor if array.ndim == 2 else array for name, array in tensors.items()}
 
 
 def toy_params(*, seed: int = 0) -> dict:
