@@ -1,6 +1,7 @@
 """The README.md of an exported model: what it came from, how it was trained, its licence."""
 
 import json
+import re
 from pathlib import Path
 
 from jaxcoder.config import ModelConfig
@@ -9,28 +10,42 @@ from .config import TrainConfig
 from .metrics import read_json_lines
 from .run_folder import CONFIG_FILE, METRICS_FILE, config_fields
 
-_OPENRAIL = (
+_OPENRAIL = "bigcode-openrail-m"
+_TERMS = (
     "BigCode OpenRAIL-M (https://huggingface.co/spaces/bigcode/bigcode-model-license-agreement): "
     "a model made from the published weights stays under it, with its restrictions of use."
 )
+_README_LIMIT = 1 << 20
 _REPORTED = ("loss", "validation_loss", "bits_per_byte", "infill_exact_match")
 
 
-def model_card(run: Path, config: TrainConfig, model: ModelConfig, *, step: int) -> str:
-    """Markdown with the base model, the data, the settings, the last figures and the licence."""
-    is_from_weights = bool(config.model) and not config.fresh
-    name, licence = _licence(config.model if is_from_weights else "")
+def model_card(
+    run: Path, config: TrainConfig, model: ModelConfig, *, step: int, base: Path | None
+) -> str:
+    """Markdown with the base model, the data, the settings, the last figures and the licence.
+
+    The licence follows from the base model: one of bigcode's on the Hub has OpenRAIL-M; otherwise
+    it is the one that the README.md in the base model's folder declares, as the cards written here
+    do. Where there is none, the card says so.
+
+    Args:
+      run: the run directory.
+      config: of the run.
+      model: the config of the model.
+      step: of the checkpoint that the card belongs to.
+      base: folder of the weights that the run started from; None: fresh ones.
+    """
+    field, licence = _licence(config.model, base)
     settings = json.dumps(config_fields(config), indent=1)
     provenance = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
     versions = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items() if v)
     return f"""---
-{name}library_name: jaxcoder
+{field}library_name: jaxcoder
 tags: [code, fill-in-the-middle, gpt_bigcode]
 ---
 # {run.name or "model"}: step {step} of {config.loop.steps}
 
-Base model: {config.model if is_from_weights else "none, trained from scratch"}\
-{f" at {config.revision}" if config.revision else ""}.
+Base model: {_base(config, base)}.
 Shape: {model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, vocabulary \
 {model.vocab_size}, {model.n_positions} positions.
 Data: `{config.data}`, objective: fill-in-the-middle, rate {config.fim.rate}, of it \
@@ -56,16 +71,40 @@ Trained with `python -m train {config.preset or "PRESET"}` of jaxcoder (commit \
 """
 
 
-def _licence(base: str) -> tuple[str, str]:
+def _base(config: TrainConfig, base: Path | None) -> str:
+    model = f"{config.model} at {config.revision}" if config.revision else config.model
+    if base is not None:
+        return model
+    shape = f", in the shape and with the tokenizer of {model}" if model else ""
+    return f"none, trained from scratch{shape}"
+
+
+def _licence(model: str, base: Path | None) -> tuple[str, str]:
     """The card's licence field, and the sentence about it."""
-    if not base:
+    if base is None:
         return "", "Trained from scratch: the licence of the data and your choice decide."
-    if base.startswith("bigcode/"):
-        return "license: bigcode-openrail-m\n", _OPENRAIL
-    return "", (
-        f"The licence of the base model, {base}. If that comes from the weights of bigcode/*: "
-        f"{_OPENRAIL}"
-    )
+    declared = _OPENRAIL if model.startswith("bigcode/") else _declared_licence(base)
+    if declared is None:
+        return "", (
+            f"That of the base model, {model}, whose folder declares none. If its weights come "
+            f"from bigcode/*: {_TERMS}"
+        )
+    field = f"license: {declared}\n"
+    if declared == _OPENRAIL:
+        return field, _TERMS
+    return field, f"{declared}, which the README.md of the base model, {model}, declares."
+
+
+def _declared_licence(folder: Path) -> str | None:
+    """The licence field of a README.md on a model, or None."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_README_LIMIT)
+    header = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+    field = header and re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", header[1], re.MULTILINE)
+    return field[1] if field else None
 
 
 def _figures(run: Path, step: int) -> str:
@@ -74,6 +113,9 @@ def _figures(run: Path, step: int) -> str:
     last: dict[str, tuple[float, int]] = {}
     for line in lines:
         if line["step"] <= step:
-            last |= {name: (line[name], line["step"]) for name in _REPORTED if name in line}
+            found = {name: line.get(name) for name in _REPORTED}
+            last |= {
+                name: (value, line["step"]) for name, value in found.items() if value is not None
+            }
     rows = [f"| {name} | {value} | {at} |" for name, (value, at) in last.items()]
     return "\n".join(["| measure | value | step |", "|---|---|---|", *rows])

@@ -69,7 +69,8 @@ def export_run(
     def make_files(model: ModelConfig) -> dict[str, bytes]:
         files = {GENERATION_FILE: generation_file(model)}
         files |= tokenizer_files(run / TOKENIZER_FILE, model)
-        return files | {CARD_FILE: model_card(run, config, model, step=step).encode()}
+        card = model_card(run, config, model, step=step, base=start.checkpoint)
+        return files | {CARD_FILE: card.encode()}
 
     write_folder(destination, run, read, make_files)
     return destination
