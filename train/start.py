@@ -17,6 +17,7 @@ from jaxcoder.tokenizer import Tokenizer
 
 from .config import ShapeConfig, TrainConfig
 from .config_checks import window_problems
+from .lora import check_lora
 from .run_folder import TOKENIZER_FILE
 from .sources import Document, read_documents
 from .tokenizer_training import train_tokenizer
@@ -56,6 +57,8 @@ def prepare_start(config: TrainConfig, run: Path) -> Start:
     problems = window_problems(config.batch.seq_len, model_config.n_positions)
     if problems:
         raise ConfigError(f"training configuration: {problems[0]}; lower it")
+    if config.lora.rank:
+        check_lora(config.lora, model_config)
     if config.fim.rate > 0:
         _ = tokenizer.fim  # raises where the tokenizer has no sentinels
     return Start(model_config, tokenizer, None if config.fresh else folder)
