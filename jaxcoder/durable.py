@@ -86,9 +86,9 @@ def _free_bytes(folder: Path) -> int:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` in place of an existing file: afterwards it holds all of the old or the new.
+    """Put `data` into a file: afterwards it holds all of the old or the new, a new one all or none.
 
-    The file's mode is kept; a link stays one, and what it points to is replaced.
+    The mode of an old file is kept; a link stays one, and what it points to is replaced.
 
     Raises:
       ValueError: the operating system refused; says whether the file is as it was.
@@ -97,11 +97,14 @@ def replace_file(path: Path, data: bytes) -> None:
     partial = target.parent / f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         # Private until the mode is copied: nobody may read meanwhile what they could not before.
-        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        is_new = not target.exists()
+        mode = 0o666 if is_new else 0o600
+        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        shutil.copymode(target, partial)
+        if not is_new:
+            shutil.copymode(target, partial)
         partial.replace(target)
     except BaseException as exc:
         partial.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def prepare_start(config: TrainConfig, run: Path) -> Start:
         folder = resolve(config.model, revision=config.revision)
         model_config = ModelConfig.from_file(folder / "config.json")
         if not path.exists():
-            _write(path, (folder / TOKENIZER_FILE).read_bytes())
+            replace_file(path, (folder / TOKENIZER_FILE).read_bytes())
     else:
         folder, model_config = None, model_config_of(config.shape)
         if not path.exists():
@@ -94,9 +94,4 @@ def _train_tokenizer(config: TrainConfig, path: Path) -> None:
     say(f"training a tokenizer of {config.shape.vocab_size} entries on {config.data}")
     documents = read_documents(config.data, config.source)
     texts = (each.text for each in documents if isinstance(each, Document))
-    _write(path, train_tokenizer(texts, config.shape.vocab_size))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.touch()
-    replace_file(path, content)
+    replace_file(path, train_tokenizer(texts, config.shape.vocab_size))
