@@ -8,16 +8,18 @@ The order of events of a run:
  5. the last checkpoint.
 """
 
+import contextlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxcoder.config import ModelConfig
 from jaxcoder.devices import announce, default_device, resolve_dtype
 from jaxcoder.diagnostics import say
-from jaxcoder.errors import ConfigError
+from jaxcoder.errors import CheckpointError, ConfigError
 from jaxcoder.model import GPTBigCode
 
+from .checkpoint_folder import committed_steps
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .config_checks import check_config
@@ -26,7 +28,14 @@ from .evaluation import Validation
 from .report import Report, Reporter
 from .run_folder import CHECKPOINTS, record_config
 from .run_lock import run_lock
-from .signals import StopRequest, stop_on_signals
+from .run_record import (
+    record_data,
+    record_start,
+    recorded_data,
+    remove_partial_files,
+    undone_on_failure,
+)
+from .signals import Stopped, StopRequest, stop_on_signals
 from .start import Start, initial_params, prepare_start
 from .step import StepConfig, TrainState, init_state, model_params, tensor_names, train_step
 from .store import open_store
@@ -36,9 +45,21 @@ class Outcome(NamedTuple):
     """How a call of `fit` ended."""
 
     step: int
-    """Steps done."""
+    """Steps done and saved."""
     is_finished: bool
-    """Whether these are all; False after a signal."""
+    """Whether the run is done; False after a signal."""
+
+
+class Prepared(NamedTuple):
+    """All that the steps of a run need."""
+
+    source: BatchSource
+    validation: Validation
+    model: ModelConfig
+    settings: StepConfig
+    state: TrainState
+    extra: dict[str, Any]
+    """What the checkpoint said beside the state; empty at step 0."""
 
 
 def fit(
@@ -58,32 +79,69 @@ def fit(
     """
     check_config(config)
     run = Path(config.out)
-    with run_lock(run):
-        if record_config(run, config) and not resume:
-            raise ConfigError(f"{run}: holds a run, and resume is off; choose another --out")
-        checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.loop.keep)
-        checkpoints.prepare()
-        start = prepare_start(config, run)
-        store = open_store(config, start.tokenizer, cache_folder())
-        source = BatchSource(store, start.tokenizer, config)
-        validation = Validation(store, start.config, start.tokenizer, config=config)
-        settings = step_config(config, start.config)
-        announce(default_device(), settings.model.dtype.name)
-        state = restore(checkpoints, config, start, allow_older_checkpoint=allow_older_checkpoint)
+    with stop_on_signals() as stop, run_lock(run):
+        try:
+            with stop.immediate(), undone_on_failure(run):
+                checkpoints = _open_checkpoints(run, config, resume=resume)
+                prepared = prepare(
+                    run, config, checkpoints, allow_older_checkpoint=allow_older_checkpoint
+                )
+        except Stopped:
+            step = max(committed_steps(run / CHECKPOINTS), default=0)
+            say(f"{stop.name}: ended before the next step; the same command goes on")
+            return Outcome(step, False)
         reporter = Reporter(
             run,
             config,
-            start.config,
-            validation,
-            tensors=tensor_names(state.params),
-            after_step=int(state.step),
+            prepared.model,
+            prepared.validation,
+            tensors=tensor_names(prepared.state.params),
+            after_step=int(prepared.state.step),
+            overflows=prepared.extra.get("fim_overflows", 0),
         )
-        with reporter, stop_on_signals() as stop:
-            loop = _Loop(config, settings, source, checkpoints, reporter)
-            step = loop.run(state, stop)
-    if step < config.loop.steps:
+        with reporter:
+            loop = _Loop(config, prepared.settings, prepared.source, checkpoints, reporter)
+            try:
+                step = loop.run(prepared.state, stop)
+            finally:
+                # Whatever ended the steps: the lock is ours until nothing is written any more.
+                checkpoints.wait()
+    if stop:
         say(f"{stop.name}: saved step {step} of {config.loop.steps}; the same command goes on")
-    return Outcome(step, step == config.loop.steps)
+    return Outcome(step, step == config.loop.steps and not stop)
+
+
+def prepare(
+    run: Path, config: TrainConfig, checkpoints: Checkpoints, *, allow_older_checkpoint: bool
+) -> Prepared:
+    """Tokenizer, data and state of a run; what it began with is written, or compared.
+
+    Raises:
+      ConfigError: the model or the data is not usable, or not what the run began with.
+      CheckpointError: as `restore`.
+    """
+    start = prepare_start(config, run)
+    settings = step_config(config, start.config)
+    record_start(run, start.config, dtype=settings.model.dtype.name)
+    store = open_store(config, start.tokenizer, cache_folder(), expected=recorded_data(run))
+    record_data(run, store.report)
+    source = BatchSource(store, start.tokenizer, config)
+    validation = Validation(store, start.config, start.tokenizer, config=config)
+    announce(default_device(), settings.model.dtype.name)
+    state, extra = restore(
+        checkpoints, config, start, allow_older_checkpoint=allow_older_checkpoint
+    )
+    return Prepared(source, validation, start.config, settings, state, extra)
+
+
+def _open_checkpoints(run: Path, config: TrainConfig, *, resume: bool) -> Checkpoints:
+    record = record_config(run, config)
+    if not (resume or record.is_new):
+        raise ConfigError(f"{run}: holds a run, and resume is off; choose another --out")
+    remove_partial_files(run)
+    checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.loop.keep, run=record.identity)
+    checkpoints.prepare()
+    return checkpoints
 
 
 def cache_folder() -> Path:
@@ -112,8 +170,8 @@ def restore(
     start: Start,
     *,
     allow_older_checkpoint: bool = False,
-) -> TrainState:
-    """The newest state, or that of step 0.
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest state and the extra fields saved with it, or the state of step 0 and none.
 
     Raises:
       CheckpointError: the newest checkpoint is damaged, or not of this run.
@@ -121,10 +179,16 @@ def restore(
     params = initial_params(start, seed=config.seed)
     state = init_state(params, config=step_config(config, start.config))
     step = checkpoints.newest_valid(allow_fallback=allow_older_checkpoint)
-    if step is not None:
-        state, _ = checkpoints.restore(step, state)
-        say(f"{config.out}: going on after step {step} of {config.loop.steps}")
-    return state
+    if step is None:
+        return state, {}
+    if step > config.loop.steps:
+        raise CheckpointError(
+            f"{config.out}: has a checkpoint of step {step}, expected at most loop.steps "
+            f"{config.loop.steps}; move it back where it belongs"
+        )
+    state, extra = checkpoints.restore(step, state)
+    say(f"{config.out}: going on after step {step} of {config.loop.steps}")
+    return state, extra
 
 
 class _Loop:
@@ -142,11 +206,13 @@ class _Loop:
         self._checkpoints, self._reporter = checkpoints, reporter
 
     def run(self, state: TrainState, stop: StopRequest) -> int:
-        """Take the steps that are missing; returns the number of steps done."""
+        """Take the steps that are missing; returns the number of steps done and saved."""
+        loop = self._loop
         first = done = int(state.step)
-        if done == 0:
-            self._validate(state, 0)
-        if done == self._loop.steps:
+        is_due = done == loop.steps or done % loop.eval_every == 0
+        if is_due and self._reporter.lacks_validation(done):
+            self._validate(state, done, stop)
+        if done == loop.steps or stop:
             return done
         pending: Report | None = None
         for number, batch, contents in self._source.iterate(first):
@@ -154,21 +220,27 @@ class _Loop:
             # The device computes this step while the one before is reported.
             if pending:
                 self._reporter.step(pending)
-            done, pending = number + 1, Report(number + 1, contents, metrics, state.bad_steps)
+            done = number + 1
+            pending = Report(done, batch, contents, metrics, state.bad_steps)
             self._checkpoints.raise_if_failed()
-            is_last = done == self._loop.steps or bool(stop)
-            if is_last or done % self._loop.save_every == 0 or done % self._loop.eval_every == 0:
+            is_last = done == loop.steps or bool(stop)
+            if is_last or done % loop.save_every == 0 or done % loop.eval_every == 0:
                 self._reporter.step(pending)
                 pending = None
-            if done % self._loop.eval_every == 0 or done == self._loop.steps:
-                self._validate(state, done)
-            if is_last or done % self._loop.save_every == 0:
-                self._checkpoints.save(done, state, {})
+            if done == loop.steps or done % loop.eval_every == 0:
+                self._validate(state, done, stop)
+                is_last = is_last or bool(stop)
+            if is_last or done % loop.save_every == 0:
+                self._checkpoints.save(done, state, self._reporter.totals())
             if is_last:
                 break
         self._checkpoints.wait()
         return done
 
-    def _validate(self, state: TrainState, step: int) -> None:
-        params = model_params(state, config=self._settings)
-        self._reporter.validation(step, params, self._settings)
+    def _validate(self, state: TrainState, step: int, stop: StopRequest) -> None:
+        """Validate, unless a signal says that there is no time: then the next start does it."""
+        with contextlib.suppress(Stopped):
+            with stop.immediate():
+                params = model_params(state, config=self._settings)
+                findings = self._reporter.validate(params, self._settings)
+            self._reporter.validation(step, findings)

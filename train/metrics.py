@@ -61,17 +61,30 @@ class JsonLines:
         except OSError as exc:
             self._report(exc)
 
+    def lines(self, step: int) -> list[dict[str, Any]]:
+        """The objects of `step` in the file; none where it cannot be read."""
+        try:
+            return [line for line in read_json_lines(self._path) if line["step"] == step]
+        except OSError:
+            return []
+
     def write(self, fields: Mapping[str, Any]) -> None:
         """Append one line; a number that JSON lacks becomes null."""
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
         }
+        # After a failure the last line may be cut off: the next one begins on a line of its own.
+        begin = "\n" if self._failed else ""
         try:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(clean) + "\n")
+                file.write(f"{begin}{json.dumps(clean)}\n")
         except OSError as exc:
             self._report(exc)
+        else:
+            if self._failed:
+                say(f"{self._path}: is written again; the lines that came between are missing")
+            self._failed = False
 
     def _drop_after(self, step: int) -> None:
         kept = [line for line in read_json_lines(self._path) if line["step"] <= step]
@@ -88,7 +101,7 @@ class JsonLines:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a metrics file; a last line cut off by a kill is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             fields = json.loads(line)
         except json.JSONDecodeError:

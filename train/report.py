@@ -1,17 +1,19 @@
 """What a run tells of its steps: metrics, validations, samples, and steps that were not finite."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxcoder.config import ModelConfig
 from jaxcoder.diagnostics import say
 
 from .config import TrainConfig
-from .data import Contents
-from .evaluation import Validation
+from .data import Batch, Contents
+from .evaluation import Sample, Validation
 from .metrics import JsonLines, TensorBoard, flops_per_token, peak_flops, progress_bar
 from .run_folder import METRICS_FILE, SAMPLES_FILE
 from .step import Metrics, StepConfig, eval_step
@@ -28,9 +30,17 @@ class Report(NamedTuple):
 
     step: int
     """Steps done with it."""
+    batch: Batch
     contents: Contents
     metrics: Metrics
     bad_steps: jax.Array
+
+
+class Findings(NamedTuple):
+    """What a validation found."""
+
+    fields: dict[str, float]
+    samples: list[Sample]
 
 
 class Reporter:
@@ -45,19 +55,30 @@ class Reporter:
         *,
         tensors: list[str],
         after_step: int,
+        overflows: int = 0,
     ) -> None:
         """Open the files; what they say of later steps, which come again, is removed.
 
-        `tensors` are the names of what is trained, as `step.tensor_names` gives them.
+        Args:
+          run: the run directory.
+          config: of the run.
+          model: the config of the model.
+          validation: what to measure.
+          tensors: the names of what is trained, as `step.tensor_names` gives them.
+          after_step: the step the run goes on after; 0: it begins.
+          overflows: `totals` of that step.
         """
         self._loop, self._validation, self._tensors = config.loop, validation, tensors
-        self._metrics = JsonLines(run / METRICS_FILE, after_step=after_step)
-        self._samples = JsonLines(run / SAMPLES_FILE, after_step=after_step)
+        # A run that begins has said nothing yet: what is there is of a start that was killed.
+        last = after_step or -1
+        self._metrics = JsonLines(run / METRICS_FILE, after_step=last)
+        self._samples = JsonLines(run / SAMPLES_FILE, after_step=last)
         self._tensorboard = TensorBoard(run / "tensorboard" if config.loop.tensorboard else None)
         self._bar = progress_bar(total=config.loop.steps, initial=after_step)
         self._flops = flops_per_token(model, config.batch.seq_len)
         self._peak = peak_flops(jax.devices()[0].device_kind)
-        self._clock, self._tokens, self._overflows = time.perf_counter(), 0.0, 0
+        self._overflows = overflows
+        self._clock, self._tokens = time.perf_counter(), 0.0
 
     def __enter__(self) -> "Reporter":
         """Nothing to do: the files are opened as they are written."""
@@ -89,6 +110,7 @@ class Reporter:
             "grad_norm": float(metrics.grad_norm),
             "learning_rate": float(metrics.learning_rate),
             "tokens": float(metrics.tokens),
+            "batch": _digest(report.batch),
             "fim_overflows": self._overflows,
             "tokens_per_second": rate,
         }
@@ -96,20 +118,33 @@ class Reporter:
             fields["mfu"] = rate * self._flops / self._peak
         self._write(fields)
         self._bar.set_postfix(loss=f"{fields['loss']:.3f}", tokens_s=f"{rate:.0f}")
-        self._clock, self._tokens, self._overflows = time.perf_counter(), 0.0, 0
+        self._clock, self._tokens = time.perf_counter(), 0.0
 
-    def validation(self, step: int, params: dict, settings: StepConfig) -> None:
-        """Measure the model's `params` on held-out documents and report it."""
+    def totals(self) -> dict[str, int]:
+        """Counts since the run began, for the checkpoint: a start that goes on is given them."""
+        return {"fim_overflows": self._overflows}
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether the validation of `step` is not in the metrics: a signal came before its end."""
+        return all("validation_loss" not in line for line in self._metrics.lines(step))
+
+    def validate(self, params: dict, settings: StepConfig) -> Findings:
+        """Measure the model's `params` on held-out documents; nothing is written."""
         began = time.perf_counter()
         fields = self._validation.loss(lambda batch: eval_step(params, batch, config=settings))
         fields |= self._validation.infill(params)
-        if fields:
-            self._write({"step": step, **fields})
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in fields.items())
-            say(f"step {step}: {shown}")
-        for sample in self._validation.samples(params):
-            self._samples.write({"step": step, **sample._asdict()})
+        findings = Findings(fields, self._validation.samples(params))
         self._clock += time.perf_counter() - began
+        return findings
+
+    def validation(self, step: int, findings: Findings) -> None:
+        """Report a validation."""
+        if findings.fields:
+            self._write({"step": step, **findings.fields})
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in findings.fields.items())
+            say(f"step {step}: {shown}")
+        for sample in findings.samples:
+            self._samples.write({"step": step, **sample._asdict()})
 
     def _bad_step(self, report: Report, metrics: Metrics) -> None:
         names = [
@@ -137,3 +172,9 @@ class Reporter:
     def _write(self, fields: dict) -> None:
         self._metrics.write(fields)
         self._tensorboard.write(fields)
+
+
+def _digest(batch: Batch) -> str:
+    """16 hexadecimal digits of the SHA-256 of a batch, in which the order of the data shows."""
+    arrays = b"".join(np.ascontiguousarray(array).tobytes() for array in batch)
+    return hashlib.sha256(arrays).hexdigest()[:16]

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import platform
+import secrets
 import subprocess
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxcoder.diagnostics import say
 from jaxcoder.durable import replace_file
 from jaxcoder.errors import ConfigError
 from jaxcoder.json_file import json_bytes, read_json_object
@@ -17,9 +20,11 @@ from .config import TrainConfig
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+DATA_FILE = "data.json"
 EXPORT = "export"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+START_FILE = "start.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 _PACKAGES = [
@@ -69,19 +74,52 @@ def read_config(folder: Path) -> TrainConfig:
         ) from exc
 
 
-def record_config(folder: Path, config: TrainConfig) -> bool:
-    """Write the resolved config, or compare with the one that is there; whether it was there.
+class RunRecord(NamedTuple):
+    """A run directory that belongs to the config at hand."""
+
+    identity: str
+    """Drawn when the run began; its checkpoints carry it. Empty: of a version that drew none."""
+    is_new: bool
+    """Whether this start is the first."""
+
+
+def record_config(folder: Path, config: TrainConfig) -> RunRecord:
+    """Write the resolved config, or compare with the one that is there.
 
     Raises:
       ConfigError: the directory belongs to a run with other settings; lists each field.
     """
     path = folder / CONFIG_FILE
-    if path.exists():
-        _refuse_changes(path, config)
-        return True
-    path.touch()
-    replace_file(path, json_bytes({"config": config_fields(config), **provenance()}))
-    return False
+    if not path.exists():
+        identity = secrets.token_hex(8)
+        fields = {"config": config_fields(config), "run": identity, **provenance()}
+        replace_file(path, json_bytes(fields))
+        return RunRecord(identity, True)
+    stored = read_json_object(path, limit=_LIMIT, error=ConfigError)
+    changes = differences(stored.get("config"), config_fields(config), free=_FREE)
+    if changes:
+        raise ConfigError(
+            f"{folder}: holds a run with other settings; give the same ones to go on with it, "
+            f"or another --out{''.join(changes)}"
+        )
+    _say_other_versions(folder, stored.get("versions"))
+    return RunRecord(str(stored.get("run", "")), False)
+
+
+def differences(stored: Any, given: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+    """A line for each field, by its dotted name, that is not now what it was in the run.
+
+    Args:
+      stored: JSON, as it was read.
+      given: JSON objects in JSON objects.
+      free: names that may differ.
+    """
+    then, now = _flat(stored), _flat(given)
+    return [
+        f"\n  - {name}: {_shown(then, name)} in the run, {_shown(now, name)} now"
+        for name in sorted(then.keys() | now.keys())
+        if name not in free and (name not in then or name not in now or then[name] != now[name])
+    ]
 
 
 def provenance() -> dict[str, Any]:
@@ -92,24 +130,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _refuse_changes(path: Path, config: TrainConfig) -> None:
-    stored = _flat(read_json_object(path, limit=_LIMIT, error=ConfigError).get("config"))
-    given = _flat(config_fields(config))
+def _say_other_versions(folder: Path, stored: Any) -> None:
+    """Other versions may compute other last bits: that is allowed, and said."""
+    then, now = _flat(stored), provenance()["versions"]
     changes = [
-        f"\n  - {name}: {shorten(stored.get(name))} in the run, {shorten(given.get(name))} now"
-        for name in sorted(stored.keys() | given.keys())
-        if name not in _FREE and stored.get(name) != given.get(name)
+        f"{name} {then[name]} -> {now[name]}"
+        for name in now
+        if now[name] != then.get(name, now[name])
     ]
     if changes:
-        raise ConfigError(
-            f"{path.parent}: holds a run with other settings; give the same ones to go on with it, "
-            f"or another --out{''.join(changes)}"
+        say(
+            f"{folder}: warning: versions are not those that the run began with, so its numbers "
+            f"may differ in their last bits from an uninterrupted run's: {', '.join(changes)}"
         )
 
 
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return shorten(fields[name]) if name in fields else "absent"
+
+
 def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in (fields or {}).items():
+    flat: dict[str, Any] = {}
+    for name, value in fields.items() if isinstance(fields, dict) else ():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:

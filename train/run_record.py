@@ -1,0 +1,102 @@
+"""What a run began with beside its settings: model, data, and how JAX computes; later starts agree.
+
+Each is written once, into the run directory, and compared by every start that goes on with it.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcoder.config import ModelConfig
+from jaxcoder.durable import is_partial, replace_file
+from jaxcoder.errors import ConfigError
+from jaxcoder.json_file import json_bytes, parse_json_object, read_json_object
+
+from .run_folder import CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE, differences
+
+_OPTIONS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
+)
+
+
+def record_start(folder: Path, model: ModelConfig, *, dtype: str) -> None:
+    """Write the model's config and what decides its arithmetic, or compare with what is there.
+
+    Args:
+      folder: of the run.
+      model: the config of the model trained.
+      dtype: name of the operands' type, "auto" resolved.
+
+    Raises:
+      ConfigError: the run began with others; lists each field.
+    """
+    options = {name: getattr(jax.config, name) for name in _OPTIONS}
+    fields = {"model": dataclasses.asdict(model), "compute": {"dtype": dtype, **options}}
+    path, given = folder / START_FILE, json_bytes(fields)
+    if not path.exists():
+        replace_file(path, given)
+        return
+    changes = differences(
+        read_json_object(path, error=ConfigError),
+        parse_json_object(given, path, error=ConfigError),
+    )
+    if changes:
+        raise ConfigError(
+            f"{path}: the run began with another model or arithmetic; put it back, on a device of "
+            f"the same kind, to go on with the run, or give another --out{''.join(changes)}"
+        )
+
+
+def recorded_data(folder: Path) -> Mapping[str, str] | None:
+    """The fingerprint of the data that the run began with; None before its first step.
+
+    Raises:
+      ConfigError: the file is not one that `record_data` wrote.
+    """
+    path = folder / DATA_FILE
+    if not path.exists():
+        return None
+    found = read_json_object(path, error=ConfigError).get("fingerprint")
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path}: fingerprint is {found!r}, expected an object; restore the file, or delete it "
+            "if the data is what the run began with"
+        )
+    return found
+
+
+def record_data(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write the report of the token store, where there is none yet."""
+    path = folder / DATA_FILE
+    if not path.exists():
+        replace_file(path, json_bytes(report))
+
+
+@contextlib.contextmanager
+def undone_on_failure(folder: Path) -> Iterator[None]:
+    """Remove the files that a first start has written when an error ends it: none was used.
+
+    So that a mistake in the settings can be mended under the same --out.
+    """
+    paths = [folder / name for name in (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE)]
+    new = [path for path in paths if not path.exists()]
+    try:
+        yield
+    except Exception:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what killed writers of the run directory's own files left; its lock is held."""
+    for path in folder.iterdir():
+        if path.is_file() and is_partial(path):
+            path.unlink(missing_ok=True)
