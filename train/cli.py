@@ -128,6 +128,7 @@ def _train(preset: str, words: list[str]) -> int:
     )
     check_config(command.config, further=list(_mistyped(unknown)))
     from .loop import fit
+    from .signals import Stopped, stop_on_signals
 
     outcome = fit(
         command.config,
@@ -139,7 +140,12 @@ def _train(preset: str, words: list[str]) -> int:
 
         run = Path(command.config.out)
         folder = run / f"{EXPORT}-{outcome.step}"
-        print(folder if folder.exists() else export_run(run, folder, step=outcome.step))
+        with stop_on_signals() as stop:
+            try:
+                with stop.immediate():
+                    print(folder if folder.exists() else export_run(run, folder, step=outcome.step))
+            except Stopped:
+                say(f"{stop.name}: not exported; the same command does it")
     return 0
 
 
