@@ -48,8 +48,15 @@ class DemoModel:
         """Measure, write and print the result.
 
         Raises:
-          ValueError: a folder without .py files, or one with too few functions or lines.
+          ValueError: a folder without .py files, or one with too few functions or lines; two
+            checkpoint folders of one name.
         """
+        names = [folder.name for folder in (*self.earlier, self.model)]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"earlier, model: folders named {names}, expected a different name for each row "
+                "of the table; rename one"
+            )
         held_out, third_party = read_texts(self.held_out), read_texts(self.third_party)
         table = {}
         for folder in (*self.earlier, self.model):

@@ -306,6 +306,17 @@ def test_result_file_has_every_figure(tiny_checkpoint: Path, tmp_path: Path):
     assert result["infill"]["psm"]["of"] == 4
 
 
+def test_checkpoints_of_one_name_are_refused(tiny_checkpoint: Path, tmp_path: Path):
+    """One row of the table would silently replace the other."""
+    with pytest.raises(ValueError, match="expected a different name for each row"):
+        demo_model.DemoModel(
+            model=tiny_checkpoint,
+            earlier=(tmp_path / tiny_checkpoint.name,),
+            held_out=tmp_path,
+            third_party=tmp_path,
+        ).run()
+
+
 def test_folders_without_python_are_named(tmp_path: Path):
     """A wrong path is an error, not a measurement of nothing."""
     with pytest.raises(ValueError, match=r"no \.py file"):
