@@ -221,7 +221,7 @@ class _Loop:
             if pending:
                 self._reporter.step(pending)
             done = number + 1
-            pending = Report(done, batch, contents, metrics, state.bad_steps)
+            pending = Report(done, batch, contents, metrics)
             self._checkpoints.raise_if_failed()
             is_last = done == loop.steps or bool(stop)
             if is_last or done % loop.save_every == 0 or done % loop.eval_every == 0:

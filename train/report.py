@@ -33,7 +33,6 @@ class Report(NamedTuple):
     batch: Batch
     contents: Contents
     metrics: Metrics
-    bad_steps: jax.Array
 
 
 class Findings(NamedTuple):
@@ -160,7 +159,7 @@ class Reporter:
             f"{', '.join(names) or 'no tensor'}; pieces {listed}; "
             "weights and optimizer are as they were"
         )
-        in_a_row = int(report.bad_steps)
+        in_a_row = int(metrics.bad_steps)
         if in_a_row >= self._loop.max_bad_steps:
             raise TrainingStopped(
                 f"step {report.step}: {in_a_row} steps in a row were not finite, "

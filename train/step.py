@@ -86,6 +86,8 @@ class Metrics(NamedTuple):
     """bool: loss and gradients are; otherwise the step was skipped."""
     tensor_is_finite: Array
     """bool [tensors]: each gradient's sum of squares is, in the order of `tensor_names`."""
+    bad_steps: Array
+    """int32: as in the new state, whose arrays the next step deletes."""
 
 
 def init_state(params: dict, *, config: StepConfig) -> TrainState:
@@ -197,7 +199,7 @@ def apply_gradients(
         (state.params, state.opt_state),
     )
     bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
-    metrics = Metrics(loss, tokens, norm, rate, is_finite, jnp.isfinite(squares))
+    metrics = Metrics(loss, tokens, norm, rate, is_finite, jnp.isfinite(squares), bad_steps)
     new_state = TrainState(state.step + 1, params, state.frozen, opt_state, bad_steps)
     return new_state, metrics
 

@@ -1,0 +1,201 @@
+"""Steps that are not finite, through the loop: nothing changes, and what they were is told."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train_cases import assert_bitwise_equal
+from training_run import command_words, run_config
+from watched_steps import WatchedSteps, watched
+
+from jaxcoder.tokenizer import Tokenizer
+from train import cli
+from train.config import LoraConfig, TrainConfig
+from train.data import Batch, BatchSource
+from train.loop import cache_folder, fit
+from train.metrics import read_json_lines
+from train.report import TrainingStopped
+from train.step import (
+    Metrics,
+    StepConfig,
+    TrainState,
+    apply_gradients,
+    loss_and_gradients,
+    train_step,
+)
+from train.store import open_store
+
+BAD_TENSOR = "h_1/mlp/c_fc/weight"
+STEPS = 8  # the same in every test: a step is compiled for the length of its run
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXCODER_CACHE", str(tmp_path_factory.getbasetemp() / "report_cache"))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def bad_gradient(
+    state: TrainState, batch: Batch, *, config: StepConfig
+) -> tuple[TrainState, Metrics]:
+    """A step with one NaN in the gradient of one tensor; the loss is finite."""
+    loss, gradients = loss_and_gradients(state, batch, config=config)
+    *blocks, name = BAD_TENSOR.split("/")
+    tensors = functools.reduce(dict.__getitem__, blocks, gradients)
+    tensors[name] = tensors[name].at[3, 5].set(np.nan)
+    tokens = batch.loss_mask.sum()
+    return apply_gradients(state, gradients, loss=loss, tokens=tokens, config=config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def bad_loss(state: TrainState, batch: Batch, *, config: StepConfig) -> tuple[TrainState, Metrics]:
+    """A step whose loss is NaN though every gradient is finite."""
+    loss, gradients = loss_and_gradients(state, batch, config=config)
+    tokens = batch.loss_mask.sum()
+    return apply_gradients(state, gradients, loss=loss * np.nan, tokens=tokens, config=config)
+
+
+def bad_data(state: TrainState, batch: Batch, *, config: StepConfig) -> tuple[TrainState, Metrics]:
+    """A step on a batch with one weight of a token that is no number."""
+    batch.loss_mask[1, 7] = np.nan
+    return train_step(state, batch, config=config)
+
+
+BAD_STEPS = {"gradient": bad_gradient, "loss": bad_loss, "data": bad_data}
+
+
+def pieces_of(config: TrainConfig, step: int) -> list[int]:
+    """The pieces of a step's batch, from the data alone."""
+    tokenizer = Tokenizer.from_file(Path(config.model) / "tokenizer.json", vocab_size=288)
+    store = open_store(config, tokenizer, cache_folder())
+    _, contents = BatchSource(store, tokenizer, config).batch(step)
+    return [piece for row in contents.pieces for piece in row]
+
+
+def told(run: Path) -> list[dict]:
+    """The lines of the metrics about steps that were not finite."""
+    return [line for line in read_json_lines(run / "metrics.jsonl") if "bad_tensors" in line]
+
+
+def assert_unchanged(steps: WatchedSteps, number: int) -> None:
+    before, after = steps.states[number], steps.states[number + 1]
+    for name in ("params", "frozen", "opt_state"):
+        assert_bitwise_equal(getattr(after, name), getattr(before, name))
+    assert (int(before.step), int(after.step)) == (number, number + 1)
+
+
+@pytest.mark.parametrize("kind", BAD_STEPS)
+def test_one_bad_step_is_told_and_skipped(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The state stays bitwise; pieces and tensors are named; the run goes on to its end.
+
+    Control: the steps around it change every weight, and are not told.
+    """
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS)
+    steps = watched(monkeypatch, spoiled={2: BAD_STEPS[kind]})
+    assert fit(config) == (STEPS, True)
+    assert_unchanged(steps, 2)
+    for number in (0, 1, 3, 4):
+        before, after = steps.states[number].params, steps.states[number + 1].params
+        moved = jax.tree.map(lambda old, new: not np.array_equal(old, new), before, after)
+        assert all(jax.tree.leaves(moved)), number
+    assert [int(state.bad_steps) for state in steps.states] == [0, 0, 0, 1, 0, 0, 0, 0, 0]
+
+    (line,) = told(tmp_path / "run")
+    assert line["step"] == 3
+    pieces = pieces_of(config, 2)
+    assert line["pieces"] == pieces
+    names = line["bad_tensors"]
+    if kind == "gradient":
+        assert names == [BAD_TENSOR]
+    elif kind == "loss":
+        assert names == []
+    else:
+        assert BAD_TENSOR in names
+    said = capsys.readouterr().err
+    assert "step 3: not finite" in said
+    assert (", ".join(names) or "no tensor") in said
+    assert str(pieces) in said
+    assert "weights and optimizer are as they were" in said
+    assert said.count("not finite") == 1
+
+
+def test_the_steps_after_are_those_of_a_run_that_never_saw_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A skipped step counts for batch, schedule and dropout, and for nothing else."""
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS)
+    spoiled = watched(monkeypatch, spoiled={1: bad_gradient})
+    fit(config)
+
+    def skip(state: TrainState, batch: Batch, *, config: StepConfig) -> tuple[TrainState, Metrics]:
+        kept = state._replace(step=state.step + 1)
+        metrics = Metrics(*(np.float32(1) for _ in Metrics._fields))
+        return kept, metrics._replace(is_finite=np.bool_(True))
+
+    skipped = watched(monkeypatch, spoiled={1: skip})
+    fit(dataclasses.replace(config, out=str(tmp_path / "skipped")))
+    for number in range(2, STEPS + 1):
+        expected = skipped.states[number]._replace(bad_steps=spoiled.states[number].bad_steps)
+        assert_bitwise_equal(spoiled.states[number], expected)
+
+
+@pytest.mark.parametrize("kind", BAD_STEPS)
+def test_the_command_stops_after_too_many_in_a_row(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Exit status 1, no traceback, no export; every one of them is told; the state is whole."""
+    config = run_config(tmp_path, steps=STEPS, save_every=2, eval_every=STEPS, max_bad_steps=3)
+    steps = watched(monkeypatch, spoiled=dict.fromkeys(range(3, STEPS), BAD_STEPS[kind]))
+    assert cli.main(command_words(config)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "train: step 6: 3 steps in a row were not finite" in said.err
+    assert "loop.max_bad_steps" in said.err
+    assert "Traceback" not in said.err
+    assert [line["step"] for line in told(tmp_path / "run")] == [4, 5, 6]
+    for number in (3, 4, 5):
+        assert_unchanged(steps, number)
+    assert not list((tmp_path / "run").glob("export*"))
+
+    # With good data it goes on, from weights without a bad step in them.
+    again = watched(monkeypatch)
+    assert cli.main(command_words(config)) == 0
+    for name in ("params", "opt_state"):
+        assert_bitwise_equal(getattr(again.states[0], name), getattr(steps.states[3], name))
+
+
+def test_bad_steps_with_good_ones_between_do_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS, max_bad_steps=2)
+    steps = watched(monkeypatch, spoiled=dict.fromkeys((0, 2, 4, 6), bad_gradient))
+    assert fit(config) == (STEPS, True)
+    assert [line["step"] for line in told(tmp_path / "run")] == [1, 3, 5, 7]
+    assert max(int(state.bad_steps) for state in steps.states) == 1
+
+
+def test_one_too_many_at_the_last_step_stops_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS, max_bad_steps=1)
+    watched(monkeypatch, spoiled={STEPS - 1: bad_loss})
+    with pytest.raises(TrainingStopped, match="step 8: 1 steps in a row"):
+        fit(config)
+
+
+def test_a_bad_adapter_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Names are those of what is trained."""
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS)
+    config = dataclasses.replace(config, lora=LoraConfig(rank=2, targets=("attn/q",)))
+    steps = watched(monkeypatch, spoiled={1: bad_data})
+    assert fit(config) == (STEPS, True)
+    assert_unchanged(steps, 1)
+    (line,) = told(tmp_path / "run")
+    assert set(line["bad_tensors"]) == {f"h_{n}/attn/q/{part}" for n in (0, 1) for part in "ab"}
