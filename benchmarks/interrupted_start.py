@@ -8,6 +8,7 @@ INTERRUPTION is an `Interruption` as JSON, such as {"place": "fsync", "step": 4}
 import functools
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -34,6 +35,8 @@ class Interruption:
     signal: int = signal.SIGKILL
     times: int = 1
     """Signals sent, one after the other."""
+    file_bytes: int = 0
+    """Bytes of a file after which writing fails, as on a full disk; 0: it does not."""
 
 
 class Interrupter:
@@ -61,6 +64,8 @@ class Interrupter:
 def main(interruption: Interruption, words: list[str]) -> int:
     """Run the training command `words`; returns its exit status."""
     interrupter = Interrupter(interruption)
+    if interruption.file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (interruption.file_bytes, resource.RLIM_INFINITY))
     measure, make_report, write = Validation.loss, loop.Report, JsonLines.write
 
     def report(step: int, *fields: Any) -> loop.Report:

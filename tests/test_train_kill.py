@@ -42,7 +42,7 @@ KILLS = {
     "deletion": Interruption("deletion", 4),
     "before the old metrics are there": Interruption("rename to metrics.jsonl"),
 }
-RANDOM = 2
+RANDOM = 1
 
 
 class Killed(NamedTuple):

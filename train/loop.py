@@ -96,6 +96,7 @@ def fit(
             prepared.model,
             prepared.validation,
             tensors=tensor_names(prepared.state.params),
+            describe=prepared.source.describe,
             after_step=int(prepared.state.step),
             overflows=prepared.extra.get("fim_overflows", 0),
         )
@@ -107,7 +108,9 @@ def fit(
                 # Whatever ended the steps: the lock is ours until nothing is written any more.
                 checkpoints.wait()
     if stop:
-        say(f"{stop.name}: saved step {step} of {config.loop.steps}; the same command goes on")
+        say(
+            f"{stop.name}: ended after step {step} of {config.loop.steps}; the same command goes on"
+        )
     return Outcome(step, step == config.loop.steps and not stop)
 
 
