@@ -15,6 +15,7 @@ from jaxcoder.tokenizer import Tokenizer
 from train import cli
 from train.config import LoraConfig, TrainConfig
 from train.data import Batch, BatchSource
+from train.fim import unpermute
 from train.loop import cache_folder, fit
 from train.metrics import read_json_lines
 from train.report import TrainingStopped
@@ -27,6 +28,7 @@ from train.step import (
     train_step,
 )
 from train.store import open_store
+from train.token_store import document_ids
 
 BAD_TENSOR = "h_1/mlp/c_fc/weight"
 STEPS = 8  # the same in every test: a step is compiled for the length of its run
@@ -67,12 +69,23 @@ def bad_data(state: TrainState, batch: Batch, *, config: StepConfig) -> tuple[Tr
 BAD_STEPS = {"gradient": bad_gradient, "loss": bad_loss, "data": bad_data}
 
 
-def pieces_of(config: TrainConfig, step: int) -> list[int]:
-    """The pieces of a step's batch, from the data alone."""
+def assert_pieces(described: list[str], config: TrainConfig, step: int) -> None:
+    """They are those of the step's batch: number, document, and tokens in it."""
     tokenizer = Tokenizer.from_file(Path(config.model) / "tokenizer.json", vocab_size=288)
     store = open_store(config, tokenizer, cache_folder())
-    _, contents = BatchSource(store, tokenizer, config).batch(step)
-    return [piece for row in contents.pieces for piece in row]
+    batch, contents = BatchSource(store, tokenizer, config).batch(step)
+    numbers = [piece for row in contents.pieces for piece in row]
+    segments = [
+        tokens[segment_ids == segment]
+        for tokens, segment_ids in zip(batch.tokens, batch.segment_ids, strict=True)
+        for segment in range(1, segment_ids.max() + 1)
+    ]
+    for piece, number, ids in zip(described, numbers, segments, strict=True):
+        start, stop = (int(offset) for offset in piece.split("[")[1].strip("]").split(":"))
+        name = piece.split(" ")[1].split("[")[0]
+        assert piece == f"{number} {name}[{start}:{stop}]"
+        document = document_ids(store, store.names.index(name))
+        assert tokenizer.decode(document[start:stop]) == unpermute(ids, tokenizer)
 
 
 def told(run: Path) -> list[dict]:
@@ -107,8 +120,7 @@ def test_one_bad_step_is_told_and_skipped(
 
     (line,) = told(tmp_path / "run")
     assert line["step"] == 3
-    pieces = pieces_of(config, 2)
-    assert line["pieces"] == pieces
+    assert_pieces(line["pieces"], config, 2)
     names = line["bad_tensors"]
     if kind == "gradient":
         assert names == [BAD_TENSOR]
@@ -119,7 +131,7 @@ def test_one_bad_step_is_told_and_skipped(
     said = capsys.readouterr().err
     assert "step 3: not finite" in said
     assert (", ".join(names) or "no tensor") in said
-    assert str(pieces) in said
+    assert f"pieces {', '.join(line['pieces'])}; " in said
     assert "weights and optimizer are as they were" in said
     assert said.count("not finite") == 1
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from .metrics import JsonLines, TensorBoard, flops_per_token, peak_flops, progre
 from .run_folder import METRICS_FILE, SAMPLES_FILE
 from .step import Metrics, StepConfig, eval_step
 
-_MOST_PIECES = 64
+_MOST_PIECES = 20
 
 
 class TrainingStopped(RuntimeError):
@@ -53,6 +54,7 @@ class Reporter:
         validation: Validation,
         *,
         tensors: list[str],
+        describe: Callable[[int], str],
         after_step: int,
         overflows: int = 0,
     ) -> None:
@@ -64,10 +66,12 @@ class Reporter:
           model: the config of the model.
           validation: what to measure.
           tensors: the names of what is trained, as `step.tensor_names` gives them.
+          describe: where in the data a piece is, as `BatchSource.describe` says it.
           after_step: the step the run goes on after; 0: it begins.
           overflows: `totals` of that step.
         """
         self._loop, self._validation, self._tensors = config.loop, validation, tensors
+        self._describe = describe
         # A run that begins has said nothing yet: what is there is of a start that was killed.
         last = after_step or -1
         self._metrics = JsonLines(run / METRICS_FILE, after_step=last)
@@ -152,11 +156,13 @@ class Reporter:
             if not is_finite
         ]
         pieces = [piece for row in report.contents.pieces for piece in row]
-        self._write({"step": report.step, "bad_tensors": names, "pieces": pieces})
-        listed = f"{pieces[:_MOST_PIECES]}{' ...' if len(pieces) > _MOST_PIECES else ''}"
+        described = [f"{piece} {self._describe(piece)}" for piece in pieces]
+        self._write({"step": report.step, "bad_tensors": names, "pieces": described})
+        listed = ", ".join(described[:_MOST_PIECES])
+        more = f" and {len(pieces) - _MOST_PIECES} more" if len(pieces) > _MOST_PIECES else ""
         say(
             f"step {report.step}: not finite: loss {float(metrics.loss)}, gradients of "
-            f"{', '.join(names) or 'no tensor'}; pieces {listed}; "
+            f"{', '.join(names) or 'no tensor'}; pieces {listed}{more}; "
             "weights and optimizer are as they were"
         )
         in_a_row = int(metrics.bad_steps)
@@ -164,8 +170,8 @@ class Reporter:
             raise TrainingStopped(
                 f"step {report.step}: {in_a_row} steps in a row were not finite, "
                 f"loop.max_bad_steps allows fewer than {self._loop.max_bad_steps}; the newest "
-                "checkpoint is from before them. Look at the pieces named in metrics.jsonl, or "
-                "lower optimizer.peak_lr"
+                "checkpoint has the weights from before them. Look at the pieces named in "
+                "metrics.jsonl, or lower optimizer.peak_lr"
             )
 
     def _write(self, fields: dict) -> None:
