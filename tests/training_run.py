@@ -5,6 +5,7 @@ tokenizer is the byte tokenizer of `tokenizer_files`.
 """
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ def run_config(parent: Path, **loop: Any) -> TrainConfig:
         write_model(model)
     if not data.exists():
         write_documents(data)
+    threads = 2 if importlib.util.find_spec("grain") else 0
     settings = LoopConfig(
         steps=10,
         log_every=1,
@@ -87,7 +89,7 @@ def run_config(parent: Path, **loop: Any) -> TrainConfig:
         source=SourceConfig(validation_share=0.2),
         batch=BatchConfig(size=4, seq_len=64, accumulation=2),
         optimizer=OptimizerConfig(peak_lr=1e-2, warmup_steps=2),
-        compute=ComputeConfig(dtype="float32", loss_chunk=64),
+        compute=ComputeConfig(dtype="float32", loss_chunk=64, prefetch_threads=threads),
         loop=dataclasses.replace(settings, **loop),
     )
 
