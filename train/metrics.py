@@ -113,7 +113,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def progress_bar(*, total: int, initial: int) -> tqdm:
     """A bar over steps, on a terminal only."""
-    return tqdm(total=total, initial=initial, unit="step", disable=not sys.stderr.isatty())
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, unit="step", disable=not is_terminal)
 
 
 class TensorBoard:
