@@ -1,4 +1,4 @@
-"""Steps that are not finite, through the loop: nothing changes, and what they were is told."""
+"""What a run tells of its steps; those that are not finite change nothing, through the loop."""
 
 import dataclasses
 import functools
@@ -8,17 +8,18 @@ import jax
 import numpy as np
 import pytest
 from train_cases import assert_bitwise_equal
-from training_run import command_words, run_config
+from training_run import MODEL, command_words, run_config
 from watched_steps import WatchedSteps, watched
 
 from jaxcoder.tokenizer import Tokenizer
 from train import cli
+from train import report as report_module
 from train.config import LoraConfig, TrainConfig
-from train.data import Batch, BatchSource
+from train.data import Batch, BatchSource, Contents
 from train.fim import unpermute
 from train.loop import cache_folder, fit
-from train.metrics import read_json_lines
-from train.report import TrainingStopped
+from train.metrics import flops_per_token, read_json_lines
+from train.report import Report, TrainingStopped
 from train.step import (
     Metrics,
     StepConfig,
@@ -211,3 +212,88 @@ def test_a_bad_adapter_is_named(
     assert_unchanged(steps, 1)
     (line,) = told(tmp_path / "run")
     assert set(line["bad_tensors"]) == {f"h_{n}/attn/q/{part}" for n in (0, 1) for part in "ab"}
+
+
+def test_a_run_that_holds_nothing_out_has_no_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Control: with the share of the other tests there is one before and one after the steps."""
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS, eval_samples=1)
+    none = dataclasses.replace(
+        config,
+        source=dataclasses.replace(config.source, validation_share=0.0),
+        out=str(tmp_path / "none"),
+    )
+    for each, expected in ((none, []), (config, [0, STEPS])):
+        assert fit(each) == (STEPS, True)
+        lines = read_json_lines(Path(each.out) / "metrics.jsonl")
+        assert [line["step"] for line in lines if "validation_loss" in line] == expected
+        assert len([line for line in lines if "loss" in line]) == STEPS
+        assert (Path(each.out) / "samples.jsonl").exists() == bool(expected)
+        assert ("validation_loss" in capsys.readouterr().err) == bool(expected)
+
+
+class Clock:
+    """Stands in for `time`: a second passes at every look."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def perf_counter(self) -> float:
+        self._now += 1.0
+        return self._now
+
+
+class Bar:
+    """Stands in for the bar on a terminal: what it shows."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.shown: list[dict[str, str]] = []
+
+    def update(self, count: int) -> None:
+        self.n += count
+
+    def set_postfix(self, fields: dict[str, str]) -> None:
+        self.shown.append(fields)
+
+
+@pytest.mark.parametrize("peak", [None, 1e9])
+def test_rates_are_of_all_tokens_shown(
+    peak: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever counts in the loss: with the middles alone, few do. Padding is none of them."""
+    bar = Bar()
+    monkeypatch.setattr(report_module, "time", Clock())
+    monkeypatch.setattr(report_module, "peak_flops", lambda kind: peak)
+    monkeypatch.setattr(report_module, "progress_bar", lambda **_: bar)
+    config = run_config(tmp_path, steps=7, log_every=3)
+    reporter = report_module.Reporter(
+        tmp_path, config, MODEL, None, tensors=[], describe=str, after_step=0
+    )
+    segment_ids = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]], np.int32)
+    weights = np.array([[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], np.float32)
+    batch = Batch(segment_ids, segment_ids, segment_ids, weights)
+    good = np.bool_(True)
+    metrics = Metrics(np.float32(2.5), weights.sum(), 0.5, 1e-3, good, np.array([]), np.int32(0))
+    for step in range(1, 8):
+        reporter.step(Report(step, batch, Contents([[4, 5], [6]], 2), metrics))
+
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [3, 6, 7], "every third, and the last"
+    assert [line["fim_overflows"] for line in lines] == [6, 12, 14]
+    rates = [3 * 5, 3 * 5, 5]  # 4 and 1 tokens predicted a step; a second from look to look
+    assert [line["tokens_per_second"] for line in lines] == rates
+    assert [line["loss"] for line in lines] == [2.5, 2.5, 2.5]
+    assert bar.n == 7
+    flops = flops_per_token(MODEL, config.batch.seq_len)
+    expected = [{"loss": "2.500", "tokens/s": str(rate)} for rate in rates]
+    if peak:
+        assert [line["mfu"] for line in lines] == [rate * flops / peak for rate in rates]
+        expected = [
+            fields | {"MFU": f"{rate * flops / peak:.1%}"}
+            for fields, rate in zip(expected, rates, strict=True)
+        ]
+    else:
+        assert all("mfu" not in line for line in lines)
+    assert bar.shown == expected

@@ -81,7 +81,7 @@ class Reporter:
         self._flops = flops_per_token(model, config.batch.seq_len)
         self._peak = peak_flops(jax.devices()[0].device_kind)
         self._overflows = overflows
-        self._clock, self._tokens = time.perf_counter(), 0.0
+        self._clock, self._tokens = time.perf_counter(), 0
 
     def __enter__(self) -> "Reporter":
         """Nothing to do: the files are opened as they are written."""
@@ -99,7 +99,7 @@ class Reporter:
           TrainingStopped: it is one too many in a row whose loss or gradients were not finite.
         """
         metrics = jax.device_get(report.metrics)
-        self._tokens += float(metrics.tokens)
+        self._tokens += np.count_nonzero(report.batch.segment_ids[:, 1:])
         self._overflows += report.contents.overflows
         self._bar.update(report.step - self._bar.n)
         if not metrics.is_finite:
@@ -117,11 +117,13 @@ class Reporter:
             "fim_overflows": self._overflows,
             "tokens_per_second": rate,
         }
+        shown = {"loss": f"{fields['loss']:.3f}", "tokens/s": f"{rate:.0f}"}
         if self._peak:
             fields["mfu"] = rate * self._flops / self._peak
+            shown["MFU"] = f"{fields['mfu']:.1%}"
         self._write(fields)
-        self._bar.set_postfix(loss=f"{fields['loss']:.3f}", tokens_s=f"{rate:.0f}")
-        self._clock, self._tokens = time.perf_counter(), 0.0
+        self._bar.set_postfix(shown)
+        self._clock, self._tokens = time.perf_counter(), 0
 
     def totals(self) -> dict[str, int]:
         """Counts since the run began, for the checkpoint: a start that goes on is given them."""
