@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 from training_run import Undisturbed, command_words, run_config
 
+from benchmarks.interrupted_run import Link, differences, finished, start
 from benchmarks.interrupted_start import Interruption
-from benchmarks.resume import Link, differences, finished, start
 from jaxcoder.errors import CheckpointError, ConfigError
 from train import cli, loop, metrics
 from train.checkpoint_folder import committed_steps, step_folder

@@ -6,8 +6,8 @@ A test module asks for it with ``pytest_plugins = ["undisturbed_run"]``.
 import pytest
 from training_run import Undisturbed, run_config
 
+from benchmarks.interrupted_run import finished, start
 from benchmarks.interrupted_start import Interruption
-from benchmarks.resume import finished, start
 
 
 @pytest.fixture(scope="session")
