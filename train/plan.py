@@ -5,16 +5,19 @@ one of its devices, which nothing can run on. A program that does not fit is ref
 on the TPU. Bytes are the compiler's own; its estimates of time are not used, they are not
 trustworthy.
 
-To compile the full train step takes minutes and some 10 GB of memory.
+To compile the full train step takes minutes and 10 GB of memory, which the compiler keeps; so each
+program is compiled in a process of its own.
 """
 
 import dataclasses
 import importlib.util
-import os
+import multiprocessing
 import platform
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,19 +32,15 @@ from jaxcoder.errors import ConfigError
 from jaxcoder.json_file import json_bytes
 from jaxcoder.problems import raise_if_any
 
-from .tpu_programs import DTYPE, lower_decode_chunk, lower_prefill, lower_train_step
+from .tpu_programs import (
+    DTYPE,
+    described_device,
+    lower_decode_chunk,
+    lower_prefill,
+    lower_train_step,
+)
 
 Program = Literal["train", "prefill", "decode"]
-
-# The second lets a machine compile two plans at once: compiling takes no TPU. Without the others
-# libtpu looks for the TPU it should drive, says loudly that there is none, and leaves log files.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_LOG_DIR": "disabled",
-}
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,6 @@ def main(config: PlanConfig, model: ModelConfig) -> int:
     Raises:
       ConfigError: see `plan`.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     plans = []
     for each in plan(config, model):
         say(str(each))
@@ -150,18 +147,32 @@ def plan(config: PlanConfig, model: ModelConfig) -> Iterator[Plan]:
     """Compile the programs of `config` one after the other; each may take minutes.
 
     Raises:
-      ConfigError: libtpu is absent, a topology is none, or sizes are outside the model's; before
-        anything is compiled.
+      ConfigError: libtpu is absent, a topology is none, or sizes are outside the model's, before
+        anything is compiled; or the compiler was killed.
     """
     _check(config, model)
-    devices = {name: _device(name) for name in config.topologies}
+    for topology in config.topologies:
+        described_device(topology)
     model = dataclasses.replace(model, n_layer=config.n_layer or model.n_layer)
-    for topology, device in devices.items():
-        for program in config.programs:
-            start = time.perf_counter()
-            memory, refusal = _compile(_lower(program, config, model, device))
-            seconds = round(time.perf_counter() - start, 1)
-            yield Plan(program, topology, device.device_kind, memory, refusal, seconds)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for topology in config.topologies:
+            for program in config.programs:
+                try:
+                    yield pool.submit(_plan_one, program, topology, config, model).result()
+                except BrokenProcessPool as exc:
+                    raise ConfigError(
+                        f"plan: the compiler of {program} for {topology} was killed, for want of "
+                        "memory most likely: the full train step takes 10 GB; lower n_layer"
+                    ) from exc
+
+
+def _plan_one(program: Program, topology: str, config: PlanConfig, model: ModelConfig) -> Plan:
+    device = described_device(topology)
+    start = time.perf_counter()
+    memory, refusal = _compile(_lower(program, config, model, device))
+    seconds = round(time.perf_counter() - start, 1)
+    return Plan(program, topology, device.device_kind, memory, refusal, seconds)
 
 
 def _check(config: PlanConfig, model: ModelConfig) -> None:
@@ -187,23 +198,6 @@ def _check(config: PlanConfig, model: ModelConfig) -> None:
             "plan: libtpu is not installed, it has the compiler for TPUs; install the extra "
             'tpu-plan (pip install -e ".[tpu-plan]") or run `make test-tpu-plan`'
         )
-
-
-def _device(topology: str) -> jax.Device:
-    """The first device of a slice that is only described."""
-    from jax.experimental import topologies
-
-    try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except jax.errors.JaxRuntimeError as exc:
-        reason = str(exc).splitlines()[0]
-        if not reason.startswith("INVALID_ARGUMENT"):
-            raise ConfigError(f"plan: libtpu cannot be started here: {reason}") from exc
-        raise ConfigError(
-            f"plan: topology is {topology!r}, expected a slice of TPUs such as v5e:2x2 or v6e:2x2 "
-            f"({reason}); name another"
-        ) from exc
-    return described.devices[0]
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[Memory | None, str]:

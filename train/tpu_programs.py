@@ -1,9 +1,10 @@
-"""The train step and decoding, lowered for a device that need not exist.
+"""The train step and decoding, lowered for a TPU that need not be there.
 
 Weights and activations are bfloat16, as on a TPU by default, and trained weights float32. Only
 shapes are handed around: no array is made, on no device.
 """
 
+import os
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxcoder.cache import init_cache
 from jaxcoder.config import ModelConfig
+from jaxcoder.errors import ConfigError
 from jaxcoder.generate import PREFILL_PIECE, DecodeState, decode_chunk, prefill
 from jaxcoder.model import GPTBigCode
 from jaxcoder.sampling import sampling_params
@@ -20,6 +22,41 @@ from .data import Batch
 from .step import StepConfig, init_state, train_step
 
 DTYPE = jnp.dtype(jnp.bfloat16)
+
+# The second lets a machine compile two plans at once: compiling takes no TPU. Without the others
+# libtpu looks for the TPU it should drive, says loudly that there is none, and leaves log files.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_LOG_DIR": "disabled",
+}
+
+
+def described_device(topology: str) -> jax.Device:
+    """The first device of a slice such as v5e:2x2, for which programs compile and none can run.
+
+    Sets what libtpu reads of the environment, where it is not set.
+
+    Raises:
+      ConfigError: there is no such slice, or libtpu cannot be started.
+    """
+    from jax.experimental import topologies
+
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except jax.errors.JaxRuntimeError as exc:
+        reason = str(exc).splitlines()[0]
+        if not reason.startswith("INVALID_ARGUMENT"):
+            raise ConfigError(f"plan: libtpu cannot be started here: {reason}") from exc
+        raise ConfigError(
+            f"plan: topology is {topology!r}, expected a slice of TPUs such as v5e:2x2 or v6e:2x2 "
+            f"({reason}); name another"
+        ) from exc
+    return described.devices[0]
 
 
 def lower_train_step(
