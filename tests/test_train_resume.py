@@ -18,7 +18,7 @@ from training_run import Undisturbed, command_words, run_config
 from benchmarks.interrupted_run import Link, differences, finished, start
 from benchmarks.interrupted_start import Interruption
 from jaxcoder.errors import CheckpointError, ConfigError
-from train import cli, loop, metrics
+from train import cli, export, loop, metrics
 from train.checkpoint_folder import committed_steps, step_folder
 from train.config import TrainConfig
 from train.loop import Outcome, fit
@@ -278,6 +278,20 @@ def test_other_versions_are_said(paused: Paused, capfd) -> None:
     assert f"jax 0.1.0 -> {now}" in said
 
 
+def test_run_of_an_earlier_version_goes_on(paused: Paused) -> None:
+    """It has no identity and no record of model and data: they are written now, and bind it."""
+    path = paused.run / CONFIG_FILE
+    fields = json.loads(path.read_text())
+    del fields["run"]
+    path.write_text(json.dumps(fields))
+    for name in (START_FILE, DATA_FILE):
+        (paused.run / name).unlink()
+    assert fit(paused.config) == Outcome(10, True)
+    (Path(paused.config.data) / "document_004.py").unlink()
+    with pytest.raises(ConfigError, match="not what the run began with"):
+        fit(paused.config)
+
+
 @pytest.mark.parametrize("name", [CONFIG_FILE, START_FILE, DATA_FILE])
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"config": 1, "fingerprint": 2}'])
 def test_damaged_record_is_one_error(paused: Paused, name: str, content: str, capfd) -> None:
@@ -391,6 +405,18 @@ def test_totals_go_on(paused: Paused, monkeypatch) -> None:
     lines = read_json_lines(paused.run / METRICS_FILE)
     counted = [line["fim_overflows"] for line in lines if "loss" in line and line["step"] > 6]
     assert counted == [7, 15, 24, 34]
+
+
+def test_signal_in_an_export_leaves_it_to_the_next_start(
+    paused: Paused, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """The run is done and saved by then; half an export is none."""
+    monkeypatch.setattr(export, "export_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(command_words(paused.config)) == 0
+    out, said = capfd.readouterr()
+    assert "SIGTERM: not exported; the same command does it" in said
+    assert not out
+    assert committed_steps(paused.run / CHECKPOINTS) == [8, 10]
 
 
 def test_metrics_that_cannot_be_written_do_not_end_a_run(
