@@ -15,7 +15,9 @@ from .config import (
 
 
 def smoke() -> TrainConfig:
-    """A model of a few thousand weights, to see the machinery run.
+    """A model of forty thousand weights, to see the machinery run.
+
+    Seconds on a CPU, most of them compiling; the loss goes from 6.7 to 5.6 nats per token.
 
     Command: python -m train smoke --out runs/smoke
     """
