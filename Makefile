@@ -6,6 +6,7 @@ ACCEL ?= cpu
 PARITY ?=
 TORCH ?= torch
 BENCH ?= decode
+TRAIN ?= smoke --out runs/smoke
 JAX_VERSION ?=
 FLAX_VERSION ?=
 EXTRA_PINS ?=
@@ -28,10 +29,11 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
+.PHONY: help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
 
 help:
-	@echo "make demo          load a checkpoint, decode, compare; the first run installs, a few minutes"
+	@echo "make demo          the embedded model completes and infills; the first run installs, a few minutes"
+	@echo "make train         python -m train; TRAIN='smoke --out runs/smoke' by default"
 	@echo "make test          the test suite, on the CPU"
 	@echo "make test-nightly  the long tests: the exact 164M shape, long statistics"
 	@echo "make test-tpu-plan compile for TPUs that are not there, report the memory; long too"
@@ -50,7 +52,10 @@ help:
 PARITY_STAMP := $(if $(filter 1,$(PARITY)),$(VENV)/parity.stamp)
 
 demo: $(VENV)/base.stamp $(PARITY_STAMP)
-	@$(RUN) -m benchmarks.demo
+	@$(RUN) -m jaxcoder demo
+
+train: $(VENV)/train.stamp
+	@$(RUN) -m train $(TRAIN)
 
 bench: $(VENV)/base.stamp $(PARITY_STAMP)
 	@$(RUN) -m benchmarks.$(BENCH)
@@ -128,7 +133,7 @@ $(VENV)/base.stamp: pyproject.toml $(VENV)/settings
 	@$(PIP) --editable '$(BASE)' $(PINS)
 	@touch $@
 
-$(VENV)/test.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/base.stamp
+$(VENV)/train.stamp $(VENV)/test.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/base.stamp
 	@echo "Installing what '$*' needs into $(VENV)"
 	@$(PIP) --editable '.[$*]' $(PINS)
 	@touch $@

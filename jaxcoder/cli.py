@@ -1,4 +1,4 @@
-"""The ``jaxcoder`` command: complete, infill, info.
+"""The ``jaxcoder`` command: complete, infill, demo, info.
 
 Text goes to standard output exactly as decoded, and nothing else does; what is said about device,
 licence and errors goes to standard error. A mistake is exit status 2: a value or a file is named in
@@ -25,6 +25,7 @@ from .durable import replace_file
 from .generator import Generator
 from .info import describe, format_description
 from .sampling import sampling_params
+from .showcase import showcase
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class ModelOptions:
     """Which model, and in which dtype."""
 
     model: str | None = None
-    """A local folder or a Hub id such as bigcode/tiny_starcoder_py. (Later versions embed a demo
-    model as the default; this one has none.)"""
+    """A local folder or a Hub id such as bigcode/tiny_starcoder_py; by default the small demo model
+    that the package ships."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on TPUs and recent GPUs, else float32."""
     revision: str | None = None
@@ -207,6 +208,16 @@ class Infill:
 
 
 @dataclass(frozen=True)
+class Demo:
+    """Show a completion, an infill and the speed, by default of the model the package ships."""
+
+    model: Model = ModelOptions()
+
+    def run(self) -> None:
+        showcase(self.model.load(), _write)
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what a checkpoint holds and what memory it needs."""
 
@@ -330,6 +341,7 @@ def main() -> None:
         tyro.conf.OmitArgPrefixes[
             Annotated[Complete, tyro.conf.subcommand("complete")]
             | Annotated[Infill, tyro.conf.subcommand("infill")]
+            | Annotated[Demo, tyro.conf.subcommand("demo")]
             | Annotated[Info, tyro.conf.subcommand("info")]
         ],
         prog="jaxcoder",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from model_cases import MQA, random_tensors
 
-from benchmarks import context, decode, demo, harness, layouts, prefill
+from benchmarks import context, decode, harness, layouts, prefill, proof
 from jaxcoder.config import ModelConfig
 
 # As many positions as the published shape has: `context` compares 8,192 with 512.
@@ -214,31 +214,31 @@ def test_layouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert ratio == pytest.approx(base / result[name]["milliseconds_per_token"]["median"])
 
 
-def test_demo(
+def test_proof(
     tiny_shape: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it says is counted: the parameters of this shape, not of the published one."""
-    monkeypatch.setattr(demo, "PROMPT_TOKENS", 4)
-    monkeypatch.setattr(demo, "NEW_TOKENS", 4)
-    assert demo.main() == 0
+    monkeypatch.setattr(proof, "PROMPT_TOKENS", 4)
+    monkeypatch.setattr(proof, "NEW_TOKENS", 4)
+    assert proof.main() == 0
     out = capsys.readouterr().out
     count = sum(tensor.size for tensor in random_tensors(TINY).values())
     assert f"loaded {count:,} parameters" in out
     assert "4 of 4 decoded tokens are the float64 argmax, or tie with it" in out
 
 
-def test_demo_fails_on_a_wrong_logit(
+def test_proof_fails_on_a_wrong_logit(
     tiny_shape: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Negative control: an error beyond the bound is a failure, whatever the argmax is."""
-    monkeypatch.setattr(demo, "PROMPT_TOKENS", 4)
-    monkeypatch.setattr(demo, "NEW_TOKENS", 4)
-    real = demo.parity.forward
+    monkeypatch.setattr(proof, "PROMPT_TOKENS", 4)
+    monkeypatch.setattr(proof, "NEW_TOKENS", 4)
+    real = proof.parity.forward
 
     def forward(model: object, params: dict, tokens: np.ndarray) -> object:
         layered = real(model, params, tokens)
         return layered._replace(logits=layered.logits + 0.1)
 
-    monkeypatch.setattr(demo.parity, "forward", forward)
-    assert demo.main() == 1
+    monkeypatch.setattr(proof.parity, "forward", forward)
+    assert proof.main() == 1
     assert "THE PROOF FAILED" in capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_cost_follows_the_used_context_and_not_the_allowed_one(tmp_path: Path) -
     assert json.loads(out.read_text())["ratio_8192_to_512"]["median"] <= 1.2
 
 
-def test_demo_proof_holds() -> None:
-    done = run_module("benchmarks.demo")
+def test_proof_holds() -> None:
+    done = run_module("benchmarks.proof")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the proof holds" in done.stdout

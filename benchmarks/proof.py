@@ -1,4 +1,4 @@
-"""``make demo``, until the package embeds a trained model: the proof at the full shape, no PyTorch.
+"""The proof at the full shape without PyTorch: ``python -m benchmarks.proof``.
 
 Makes a checkpoint of the published 164M shape with random weights, loads it, decodes from it, and
 compares every logit with the model's definition in NumPy float64.

@@ -1,0 +1,30 @@
+"""The demo's output: one completion, one infill in its place, the speed, what to do next."""
+
+import re
+
+import pytest
+
+from jaxcoder import Generator, cli, showcase
+
+pytest_plugins = ["tiny_checkpoint"]
+
+
+def test_showcase(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts are those of generate and infill, and the hole stands between prefix and suffix."""
+    pieces: list[str] = []
+    monkeypatch.setattr(showcase, "PROMPT", "x = ")
+    monkeypatch.setattr(showcase, "PREFIX", "a")
+    monkeypatch.setattr(showcase, "SUFFIX", "b")
+    monkeypatch.setattr(showcase, "_COMPLETION_TOKENS", 4)
+    monkeypatch.setattr(showcase, "_INFILL_TOKENS", 4)
+    showcase.showcase(generator, pieces.append)
+    text = "".join(pieces)
+    completion = generator.generate("x = ", max_new_tokens=4).text
+    assert f"\nx = {completion}\n" in text
+    assert f"\na⟦{generator.infill('a', 'b', max_new_tokens=4).text}⟧b" in text
+    assert re.search(r"--- \d+ tokens/s, a model of [\d,]+ parameters", text)
+    assert "--model bigcode/tiny_starcoder_py" in text
+
+
+def test_the_demo_command_shows_the_embedded_model_by_default() -> None:
+    assert cli.Demo().model.model is None
