@@ -1,4 +1,4 @@
-"""The command line of training: ``python -m train PRESET | export RUN | plot RUN``.
+"""The command line of training: ``python -m train PRESET | export RUN | plot RUN | plan``.
 
 What is said goes to standard error; export and plot print the path they wrote. A mistake is exit
 status 2, a run that had to stop 1.
@@ -23,6 +23,7 @@ from .run_folder import EXPORT
 _USAGE = """usage: python -m train PRESET [--data DATA] [--out RUN] [--model MODEL] [...]
        python -m train export RUN [DST] [--dtype DTYPE] [...]
        python -m train plot RUN [FILE]
+       python -m train plan [--out FILE] [...]
 
 {presets}
 
@@ -90,31 +91,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    if name == "export":
-        command = tyro.cli(ExportCommand, args=words, prog="python -m train export")
-        from .export import export_run
-
-        path = export_run(
-            command.run,
-            command.destination,
-            step=command.step,
-            dtype=command.dtype,
-            allow_older_checkpoint=command.allow_older_checkpoint,
-        )
-        print(path)
-        return 0
-    if name == "plot":
-        command = tyro.cli(PlotCommand, args=words, prog="python -m train plot")
-        from .plot import plot_run
-
-        print(plot_run(command.run, command.destination))
-        return 0
+    commands = {"export": _export, "plot": _plot, "plan": _plan}
+    if name in commands:
+        return commands[name](words)
     if name not in PRESETS:
         raise ValueError(
-            f"{name!r} is no preset or command, expected {', '.join(PRESETS)}, export or plot; "
+            f"{name!r} is no preset or command, expected {', '.join([*PRESETS, *commands])}; "
             "see python -m train --help"
         )
     return _train(name, words)
+
+
+def _export(words: list[str]) -> int:
+    command = tyro.cli(ExportCommand, args=words, prog="python -m train export")
+    from .export import export_run
+
+    path = export_run(
+        command.run,
+        command.destination,
+        step=command.step,
+        dtype=command.dtype,
+        allow_older_checkpoint=command.allow_older_checkpoint,
+    )
+    print(path)
+    return 0
+
+
+def _plot(words: list[str]) -> int:
+    command = tyro.cli(PlotCommand, args=words, prog="python -m train plot")
+    from .plot import plot_run
+
+    print(plot_run(command.run, command.destination))
+    return 0
+
+
+def _plan(words: list[str]) -> int:
+    from jaxcoder.config import ModelConfig
+
+    from .plan import PlanConfig, main
+
+    config = tyro.cli(
+        PlanConfig,
+        args=words,
+        prog="python -m train plan",
+        description="Compile for TPUs that are not there, at TinyStarCoderPy's shape: what memory "
+        "the train step and decoding need.",
+    )
+    return main(config, ModelConfig.tiny_starcoder())
 
 
 def _train(preset: str, words: list[str]) -> int:
