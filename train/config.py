@@ -46,6 +46,8 @@ class SourceConfig:
     """Share of unreadable documents above which preparation stops."""
     headers: bool = False
     """Put <reponame> and <filename> headers before documents, as in StarCoder's pretraining."""
+    human_eval: str | None = None
+    """HumanEval.jsonl.gz, to count documents that hold its texts; none is left out for it."""
     validation_share: float = 0.02
     """Share of documents, chosen by the hash of their content, held out for validation."""
 

@@ -10,6 +10,7 @@ The order of events of a run:
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,8 +127,16 @@ def prepare(
     start = prepare_start(config, run)
     settings = step_config(config, start.config)
     record_start(run, start.config, dtype=settings.model.dtype.name)
-    store = open_store(config, start.tokenizer, cache_folder(), expected=recorded_data(run))
+    human_eval = config.source.human_eval
+    store = open_store(
+        config,
+        start.tokenizer,
+        cache_folder(),
+        human_eval=None if human_eval is None else Path(human_eval),
+        expected=recorded_data(run),
+    )
     record_data(run, store.report)
+    say(_counts(store.report))
     source = BatchSource(store, start.tokenizer, config)
     validation = Validation(store, start.config, start.tokenizer, config=config)
     announce(default_device(), settings.model.dtype.name)
@@ -135,6 +144,18 @@ def prepare(
         checkpoints, config, start, allow_older_checkpoint=allow_older_checkpoint
     )
     return Prepared(source, validation, start.config, settings, state, extra)
+
+
+def _counts(report: Mapping[str, Any]) -> str:
+    """What the data hold and what was left out, in one line; data.json in the run has it all."""
+    left_out = ", ".join(f"{bad['count']} {reason}" for reason, bad in report["bad"].items())
+    overlap = report["humaneval_overlap"]
+    return (
+        f"data: {report['documents']} documents ({report['validation_documents']} held out), "
+        f"{report['tokens']} tokens; left out: {left_out or 'none'}; "
+        f"near duplicates: {report['near_duplicates']}; with text of HumanEval: "
+        f"{'not looked for (--source.human-eval FILE)' if overlap is None else overlap}"
+    )
 
 
 def _open_checkpoints(run: Path, config: TrainConfig, *, resume: bool) -> Checkpoints:
