@@ -47,6 +47,8 @@ class ResumeConfig:
     """Of the processor, that XLA computes an operation with."""
     seed: int = 0
     """Of the moments."""
+    keep_compiled: bool = False
+    """Let all starts use what the first has compiled: quicker, and one thing less done anew."""
     out: str = "docs/resume.json"
     """JSON file to write."""
 
@@ -55,6 +57,9 @@ def main(config: ResumeConfig) -> int:
     """Measure, write the file; exit status 1 where runs with one thread differ."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("JAXCODER_CACHE", folder)
+        if config.keep_compiled:
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
+            os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         measured = {
             str(threads): measure(
                 Path(folder),
