@@ -164,6 +164,27 @@ def test_only_so_many_batches_are_measured(tokenizer: Tokenizer) -> None:
     assert len(np.unique(rows, axis=0)) == len(rows) > 2, "no row twice"
 
 
+def test_no_more_rows_at_once_than_in_a_part_of_a_step(tokenizer: Tokenizer) -> None:
+    """The whole batch at once needed the memory that accumulation is there to save."""
+
+    def shown(accumulation: int, eval_batches: int) -> tuple[set[int], np.ndarray]:
+        seen: list[np.ndarray] = []
+
+        def note(batch: Batch) -> tuple[float, float]:
+            seen.append(batch.tokens)
+            return 1.0, float(batch.loss_mask.sum())
+
+        batch = BatchConfig(size=4, seq_len=63, accumulation=accumulation)
+        config = dataclasses.replace(CONFIG, batch=batch)
+        validation_of(tokenizer, config=config, eval_batches=eval_batches).loss(note)
+        return {len(tokens) for tokens in seen}, np.concatenate(seen)
+
+    (whole, rows), (part, same_rows) = shown(1, 1), shown(2, 1)
+    assert (whole, part) == ({4}, {2})
+    np.testing.assert_array_equal(rows, same_rows)
+    assert len(shown(4, 100)[1]) == len(np.unique(shown(1, 100)[1], axis=0)), "each row once"
+
+
 @pytest.mark.parametrize("known", [(), (3,), (0, 3), WITH_LINES])
 def test_exact_match_is_the_share_of_lines_returned(
     tokenizer: Tokenizer, rigged: type[Rigged], known: tuple[int, ...]

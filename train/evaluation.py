@@ -51,15 +51,18 @@ class Validation:
         """Choose batches, lines and beginnings; none of them where nothing is held out."""
         self._model, self._tokenizer = model, tokenizer
         documents = np.flatnonzero(store.is_validation)
+        # Rows at once as in a part of a step: the memory has room for those.
+        parts = config.batch.accumulation
+        rows = config.batch.size // parts
         plain = dataclasses.replace(
             config,
             fim=dataclasses.replace(config.fim, rate=0.0),
-            batch=dataclasses.replace(config.batch, loss="all"),
+            batch=dataclasses.replace(config.batch, loss="all", size=rows),
         )
         self._batches: list[Batch] = []
         if len(documents):
             source = BatchSource(store, tokenizer, plain, split="validation")
-            count = min(config.loop.eval_batches, -(-source.rows_per_epoch // config.batch.size))
+            count = min(config.loop.eval_batches * parts, -(-source.rows_per_epoch // rows))
             self._batches = [source.batch(number)[0] for number in range(count)]
         texts = _texts(store, documents, tokenizer)
         infills = config.loop.eval_infills if config.fim.rate > 0 else 0
