@@ -15,10 +15,13 @@ import pytest
 import tyro
 
 import conversion.__main__
+import train.cli
 from jaxcoder import ModelConfig, cli
 from jaxcoder.fim import psm_prompt
 from jaxcoder.hf_names import tensor_shapes
 from jaxcoder.tokenizer import Tokenizer
+from train.config_checks import check_config
+from train.presets import PRESETS
 
 pytest_plugins = ["tiny_checkpoint"]
 
@@ -69,8 +72,7 @@ def test_nothing_is_installed_by_a_name_on_an_index() -> None:
 def test_number_of_parameters_is_that_of_the_published_shape() -> None:
     shapes = tensor_shapes(ModelConfig.tiny_starcoder()).values()
     count = sum(math.prod(shape) for shape in shapes)
-    assert f"({count:,} parameters" in README
-    assert f"({round(4 * count / 1e6)} MB, float32)" in README
+    assert f"({count:,} parameters, {round(4 * count / 1e6)} MB, float32)" in README
 
 
 # Python
@@ -189,12 +191,17 @@ def test_module_command_parses(monkeypatch: pytest.MonkeyPatch, words: list[str]
         parsed.append(real(*arguments, **options))
         raise SystemExit(0)
 
-    assert words[2] == "conversion"
     monkeypatch.setattr(tyro, "cli", parse_only)
     monkeypatch.setattr(sys, "argv", words[2:])
+    main = {"conversion": conversion.__main__.main, "train": train.cli.main}[words[2]]
     with pytest.raises(SystemExit):
-        conversion.__main__.main()
-    assert type(parsed[0]).__name__.lower() == words[3]
+        main()
+    if words[2] == "train" and words[3] in PRESETS:
+        command, unknown = parsed[0]
+        assert not unknown
+        check_config(command.config)
+    else:
+        assert type(parsed[0]).__name__.lower().removesuffix("command") == words[3]
 
 
 def test_make_targets_exist() -> None:
