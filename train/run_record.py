@@ -85,7 +85,8 @@ def undone_on_failure(folder: Path) -> Iterator[None]:
 
     So that a mistake in the settings can be mended under the same --out.
     """
-    paths = [folder / name for name in (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE)]
+    # The config last: while it is there, no other settings take over what else is.
+    paths = [folder / name for name in (START_FILE, DATA_FILE, TOKENIZER_FILE, CONFIG_FILE)]
     new = [path for path in paths if not path.exists()]
     try:
         yield

@@ -1,0 +1,49 @@
+"""A first start that fails leaves the run directory as it was."""
+
+from pathlib import Path
+
+import pytest
+
+from train.run_folder import CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE
+from train.run_record import undone_on_failure
+
+NAMES = (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE)
+
+
+def test_what_a_failed_start_wrote_goes_and_the_config_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, it left a tokenizer without a config: other settings took it over."""
+    gone = []
+    unlink = Path.unlink
+
+    def note(path: Path, missing_ok: bool = False) -> None:
+        gone.append(path.name)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", note)
+    with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path):
+        for name in NAMES:
+            (tmp_path / name).touch()
+        raise ValueError("a mistake")
+    assert sorted(gone) == sorted(NAMES)
+    assert gone[-1] == CONFIG_FILE
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    """A run that exists keeps its records when a later start of it fails."""
+    (tmp_path / CONFIG_FILE).touch()
+    (tmp_path / TOKENIZER_FILE).touch()
+    with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path):
+        (tmp_path / DATA_FILE).touch()
+        raise ValueError("a mistake")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, TOKENIZER_FILE]
+
+
+def test_a_signal_undoes_nothing(tmp_path: Path) -> None:
+    """The same command goes on with what is written."""
+    with pytest.raises(KeyboardInterrupt), undone_on_failure(tmp_path):
+        (tmp_path / CONFIG_FILE).touch()
+        raise KeyboardInterrupt
+    assert (tmp_path / CONFIG_FILE).exists()
