@@ -119,6 +119,9 @@ def test_every_number_has_a_rule(value: object) -> None:
         ("fim.level", "file", "context or document"),
         ("batch.documents", "packed", "separate or joined"),
         ("compute.dtype", "float16", "auto or float32 or bfloat16"),
+        ("seed", 2**32, "an integer from 0 to 4294967295"),
+        ("batch.seq_len", 22, "at least 23, of which 20 are kept for fill-in-the-middle"),
+        ("shape.vocab_size", 274, "at least 275: 19 special tokens and 256 bytes"),
         ("revision", "main", "--model with them"),
         ("fresh", True, "--model with them"),
         ("lora.targets", ("attn/q", "attn/q"), "each once"),
@@ -129,6 +132,16 @@ def test_one_mistake_is_named(name: str, value: object, expected: str) -> None:
     assert name in message
     assert expected in message
     assert "problems" not in message
+
+
+def test_the_smallest_sizes_are_accepted() -> None:
+    """As small as where they are used: smaller ones were refused after the data had been read."""
+    check_config(changed(GOOD, "batch.seq_len", 23))
+    check_config(changed(GOOD, "shape.vocab_size", 275))
+    check_config(changed(changed(GOOD, "model", "some/model"), "shape.vocab_size", 1))
+    assert "at least 23" in message_of(
+        changed(changed(GOOD, "model", "some/model"), "batch.seq_len", 22)
+    )
 
 
 def test_a_loss_on_middles_needs_middles() -> None:

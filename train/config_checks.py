@@ -9,6 +9,8 @@ from jaxcoder.errors import ConfigError
 from jaxcoder.problems import raise_if_any, shorten
 
 from .config import BatchConfig, LoraConfig, ShapeConfig, TrainConfig
+from .pieces import RESERVE, SHORTEST_WINDOW
+from .tokenizer_training import SMALLEST_VOCABULARY, SPECIAL_TOKENS
 
 
 def check_config(config: TrainConfig, *, further: Sequence[str] = ()) -> None:
@@ -64,6 +66,8 @@ def _is_number(value: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "count": (_is_count, "an integer of 1 or more"),
     "index": (_is_index, "an integer of 0 or more"),
+    # JAX's keys have no room for more: a greater seed would give the weights of a smaller one.
+    "seed": (lambda v: _is_index(v) and v < 2**32, f"an integer from 0 to {2**32 - 1}"),
     "share": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
     "below one": (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
     "positive": (lambda v: _is_number(v) and v > 0, "a finite number above 0"),
@@ -78,9 +82,10 @@ _FIELDS = {
         loop.max_bad_steps
     """,
     "index": """
-        seed optimizer.warmup_steps lora.rank compute.prefetch_threads
+        optimizer.warmup_steps lora.rank compute.prefetch_threads
         loop.eval_infills loop.eval_samples
     """,
+    "seed": "seed",
     "share": "source.error_budget fim.rate fim.spm_rate optimizer.final_lr_ratio",
     "below one": "source.validation_share shape.dropout optimizer.beta1 optimizer.beta2",
     "positive": "optimizer.peak_lr optimizer.epsilon optimizer.clip_norm lora.alpha",
@@ -134,6 +139,11 @@ def _choice_problems(config: Any, prefix: str) -> Iterator[str]:
 
 
 def _batch_problems(batch: BatchConfig) -> Iterator[str]:
+    if _is_count(batch.seq_len) and batch.seq_len + 1 < SHORTEST_WINDOW:
+        yield (
+            f"batch.seq_len: {batch.seq_len}, expected at least {SHORTEST_WINDOW - 1}, of which "
+            f"{RESERVE} are kept for fill-in-the-middle"
+        )
     if _is_count(batch.size) and _is_count(batch.accumulation) and batch.size % batch.accumulation:
         yield (
             f"batch.accumulation: {batch.accumulation}, expected a divisor of "
@@ -143,6 +153,11 @@ def _batch_problems(batch: BatchConfig) -> Iterator[str]:
 
 def _shape_problems(config: TrainConfig) -> Iterator[str]:
     shape: ShapeConfig = config.shape
+    if _is_count(shape.vocab_size) and shape.vocab_size < SMALLEST_VOCABULARY:
+        yield (
+            f"shape.vocab_size: {shape.vocab_size}, expected at least {SMALLEST_VOCABULARY}: "
+            f"{len(SPECIAL_TOKENS)} special tokens and 256 bytes"
+        )
     counts = [shape.n_embd, shape.n_head, shape.n_positions, config.batch.seq_len]
     if not all(map(_is_count, counts)):
         return

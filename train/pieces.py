@@ -19,6 +19,9 @@ RESERVE = 20
 
 _MOST_BACK = 3  # a character of UTF-8 has four bytes at most, so four tokens
 
+SHORTEST_WINDOW = RESERVE + _MOST_BACK + 1
+"""Tokens of a row, T + 1, below which it need not have room for a piece."""
+
 
 class Pieces(NamedTuple):
     """Pieces in the order of their documents; every array has one entry for a piece.
@@ -146,10 +149,9 @@ def _pieces(documents: np.ndarray, borders: list[list[int]], *, spare: int) -> P
 
 
 def _checked(window: int) -> int:
-    shortest = RESERVE + _MOST_BACK + 1
-    if window < shortest:
+    if window < SHORTEST_WINDOW:
         raise ValueError(
-            f"window: {window} tokens, expected at least {shortest}, of which {RESERVE} are kept "
-            "for fill-in-the-middle; raise batch.seq_len"
+            f"window: {window} tokens, expected at least {SHORTEST_WINDOW}, of which {RESERVE} are "
+            "kept for fill-in-the-middle; raise batch.seq_len"
         )
     return window
