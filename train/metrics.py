@@ -99,7 +99,7 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file; a last line cut off by a kill is left out."""
+    """The objects of a metrics file; a line cut off by a kill or a full disk is left out."""
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

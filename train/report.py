@@ -173,7 +173,7 @@ class Reporter:
                 f"step {report.step}: {in_a_row} steps in a row were not finite, "
                 f"loop.max_bad_steps allows fewer than {self._loop.max_bad_steps}; the newest "
                 "checkpoint has the weights from before them. Look at the pieces named in "
-                "metrics.jsonl, or lower optimizer.peak_lr"
+                "metrics.jsonl, or start another run with a lower optimizer.peak_lr"
             )
 
     def _write(self, fields: dict) -> None:

@@ -46,7 +46,7 @@ def prepare_start(config: TrainConfig, run: Path) -> Start:
         folder = resolve(config.model, revision=config.revision)
         model_config = ModelConfig.from_file(folder / "config.json")
         if not path.exists():
-            replace_file(path, (folder / TOKENIZER_FILE).read_bytes())
+            _take_tokenizer(folder / TOKENIZER_FILE, path, model_config)
     else:
         folder, model_config = None, model_config_of(config.shape)
         if not path.exists():
@@ -88,6 +88,12 @@ def initial_params(start: Start, *, seed: int) -> dict:
         return init_params(GPTBigCode(start.config), jax.random.key(seed))
     _, params = load_checkpoint(start.checkpoint, dtype="float32")
     return jax.tree.map(jnp.array, params)
+
+
+def _take_tokenizer(source: Path, path: Path, model: ModelConfig) -> None:
+    """Copy the model's tokenizer, once it has been seen to be one: an error names the original."""
+    Tokenizer.from_file(source, vocab_size=model.vocab_size, model_type=model.model_type)
+    replace_file(path, source.read_bytes())
 
 
 def _train_tokenizer(config: TrainConfig, path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What a run starts from: the model's tokenizer is looked at before the run takes it over."""
+
+from pathlib import Path
+
+import pytest
+from training_run import run_config
+
+from jaxcoder.errors import TokenizerError
+from train.run_folder import TOKENIZER_FILE
+from train.start import prepare_start
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "no such file; expected a file"), ("{", "not valid JSON")]
+)
+def test_a_model_without_a_usable_tokenizer_is_named(
+    tmp_path: Path, content: str | None, problem: str
+) -> None:
+    """It was a bare FileNotFoundError, or one about the copy in the run."""
+    config, run = run_config(tmp_path), tmp_path / "run"
+    run.mkdir()
+    file = Path(config.model) / TOKENIZER_FILE
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(TokenizerError) as caught:
+        prepare_start(config, run)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert problem in str(caught.value)
+    assert not list(run.iterdir())
+
+
+def test_the_run_keeps_the_tokenizer_it_began_with(tmp_path: Path) -> None:
+    """Bytes of the model's; what becomes of those later does not matter."""
+    config, run = run_config(tmp_path), tmp_path / "run"
+    run.mkdir()
+    file = Path(config.model) / TOKENIZER_FILE
+    content = file.read_bytes()
+    prepare_start(config, run)
+    file.write_text("{")
+    assert prepare_start(config, run).tokenizer.vocab_size > 0
+    assert (run / TOKENIZER_FILE).read_bytes() == content
