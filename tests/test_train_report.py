@@ -19,7 +19,7 @@ from train.data import Batch, BatchSource, Contents
 from train.fim import unpermute
 from train.loop import cache_folder, fit
 from train.metrics import flops_per_token, read_json_lines
-from train.report import Report, TrainingStopped
+from train.report import Report
 from train.step import (
     Metrics,
     StepConfig,
@@ -28,6 +28,7 @@ from train.step import (
     loss_and_gradients,
     train_step,
 )
+from train.stopped import TrainingStopped
 from train.store import open_store
 from train.token_store import document_ids
 

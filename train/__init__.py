@@ -10,6 +10,6 @@ A reader's order:
 - The step: loss, optimizer, lora, step.
 - The run's folder: run_folder, run_record, run_lock, start, signals.
 - Checkpoints: checkpoints (checkpoint_folder, checkpoint_manifest, folder_probe, leaves).
-- What a run tells: report, metrics, evaluation, plot; what it leaves: export, card.
+- What a run tells: report (stopped), metrics, evaluation, plot; what it leaves: export, card.
 - TPUs that are not there: plan, tpu_programs. The demo model's data: demo_corpus/.
 """

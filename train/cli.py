@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .config_checks import check_config, setting_names
 from .presets import PRESETS
 from .run_folder import EXPORT
+from .stopped import TrainingStopped
 
 _USAGE = """usage: python -m train PRESET [--data DATA] [--out RUN] [--model MODEL] [...]
        python -m train export RUN [DST] [--dtype DTYPE] [...]
@@ -81,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as exc:
         say(f"train: {exc}")
         return 2
-    except RuntimeError as exc:
-        if type(exc).__name__ != "TrainingStopped":
-            raise
+    except TrainingStopped as exc:
         say(f"train: {exc}")
         return 1
     except KeyboardInterrupt:

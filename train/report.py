@@ -18,12 +18,9 @@ from .evaluation import Sample, Validation
 from .metrics import JsonLines, TensorBoard, flops_per_token, peak_flops, progress_bar
 from .run_folder import METRICS_FILE, SAMPLES_FILE
 from .step import Metrics, StepConfig, eval_step
+from .stopped import TrainingStopped
 
 _MOST_PIECES = 20
-
-
-class TrainingStopped(RuntimeError):
-    """A run that cannot go on; its newest checkpoint is from before the trouble."""
 
 
 class Report(NamedTuple):
