@@ -47,6 +47,7 @@ _FREE = {
     "loop.keep",
     "loop.save_every",
     "loop.tensorboard",
+    "source.human_eval",
 }
 
 _LIMIT = 1 << 20
