@@ -18,7 +18,7 @@ from training_run import Undisturbed, command_words, run_config
 from benchmarks.interrupted_run import Link, differences, finished, start
 from benchmarks.interrupted_start import Interruption
 from jaxcoder.errors import CheckpointError, ConfigError
-from train import cli, export, loop, metrics
+from train import cli, export, loop, metrics, step
 from train.checkpoint_folder import committed_steps, step_folder
 from train.config import TrainConfig
 from train.loop import Outcome, fit
@@ -407,16 +407,37 @@ def test_totals_go_on(paused: Paused, monkeypatch) -> None:
     assert counted == [7, 15, 24, 34]
 
 
-def test_signal_in_an_export_leaves_it_to_the_next_start(
+def test_signal_in_an_export_lets_it_end(
     paused: Paused, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    """The run is done and saved by then; half an export is none."""
-    monkeypatch.setattr(export, "export_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    """The run is done and saved by then; half an export would be none."""
+
+    def export_run(run: Path, folder: Path, *, step: int) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return folder
+
+    monkeypatch.setattr(export, "export_run", export_run)
     assert cli.main(command_words(paused.config)) == 0
-    out, said = capfd.readouterr()
-    assert "SIGTERM: not exported; the same command does it" in said
-    assert not out
-    assert committed_steps(paused.run / CHECKPOINTS) == [8, 10]
+    assert capfd.readouterr().out == f"{paused.run / 'export-10'}\n"
+
+
+def test_signal_never_tears_a_computation(paused: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception amid a compilation of JAX is a crash at the end of the process.
+
+    The computation comes to its end, and the next one is not begun.
+    """
+    events = []
+
+    def eval_step(*arguments: Any, **keywords: Any) -> Any:
+        events.append("begin")
+        os.kill(os.getpid(), signal.SIGTERM)
+        found = step.eval_step(*arguments, **keywords)
+        events.append("end")
+        return found
+
+    monkeypatch.setattr("train.report.eval_step", eval_step)
+    assert fit(paused.config) == Outcome(8, False)
+    assert events == ["begin", "end"]
 
 
 def test_metrics_that_cannot_be_written_do_not_end_a_run(

@@ -150,7 +150,7 @@ def _train(preset: str, words: list[str]) -> int:
     )
     check_config(command.config, further=list(_mistyped(unknown)))
     from .loop import fit
-    from .signals import Stopped, stop_on_signals
+    from .signals import stop_on_signals
 
     outcome = fit(
         command.config,
@@ -162,12 +162,9 @@ def _train(preset: str, words: list[str]) -> int:
 
         run = Path(command.config.out)
         folder = run / f"{EXPORT}-{outcome.step}"
-        with stop_on_signals() as stop:
-            try:
-                with stop.immediate():
-                    print(folder if folder.exists() else export_run(run, folder, step=outcome.step))
-            except Stopped:
-                say(f"{stop.name}: not exported; the same command does it")
+        # It takes seconds and is whole or absent: signals let it end.
+        with stop_on_signals():
+            print(folder if folder.exists() else export_run(run, folder, step=outcome.step))
     return 0
 
 

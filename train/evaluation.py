@@ -23,6 +23,7 @@ from .token_store import TokenStore, document_ids
 
 _LEAST_LINE = 6
 _INFILL_TOKENS = 32
+_INFILLS_AT_ONCE = 16
 _SAMPLE_TOKENS = 48
 _CONTEXT = 1024
 
@@ -96,8 +97,11 @@ class Validation:
             return {}
         return {"validation_loss": nll / tokens, "bits_per_byte": nll / math.log(2) / size}
 
-    def infill(self, params: dict) -> dict[str, float]:
-        """Share of held-out lines that greedy infilling returns, blanks at the ends aside."""
+    def infill(self, params: dict, *, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Share of held-out lines that greedy infilling returns, blanks at the ends aside.
+
+        `check` is called before every few lines, and may raise to end it.
+        """
         if not self._holes:
             return {}
         generator = self._generator(params)
@@ -107,7 +111,11 @@ class Validation:
             ).tokens
             for hole in self._holes
         ]
-        completions = generator.generate(prompts, max_new_tokens=self._infill_tokens, stop="\n")
+        completions = []
+        for first in range(0, len(prompts), _INFILLS_AT_ONCE):
+            check()
+            some = prompts[first : first + _INFILLS_AT_ONCE]
+            completions += generator.generate(some, max_new_tokens=self._infill_tokens, stop="\n")
         right = [
             completion.text.strip() == hole.line.strip()
             for completion, hole in zip(completions, self._holes, strict=True)

@@ -51,16 +51,12 @@ class Outcome(NamedTuple):
     """Whether the run is done; False after a signal."""
 
 
-class Prepared(NamedTuple):
-    """All that the steps of a run need."""
+class Data(NamedTuple):
+    """What a run shows to its model, and the beginning of the model itself."""
 
+    start: Start
     source: BatchSource
     validation: Validation
-    model: ModelConfig
-    settings: StepConfig
-    state: TrainState
-    extra: dict[str, Any]
-    """What the checkpoint said beside the state; empty at step 0."""
 
 
 def fit(
@@ -82,10 +78,16 @@ def fit(
     run = Path(config.out)
     with stop_on_signals() as stop, run_lock(run):
         try:
-            with stop.immediate(), undone_on_failure(run):
+            with undone_on_failure(run):
                 checkpoints = _open_checkpoints(run, config, resume=resume)
-                prepared = prepare(
-                    run, config, checkpoints, allow_older_checkpoint=allow_older_checkpoint
+                with stop.immediate():
+                    data = prepare_data(run, config)
+                settings = step_config(config, data.start.config)
+                record_start(run, data.start.config, dtype=settings.model.dtype.name)
+                announce(default_device(), settings.model.dtype.name)
+                stop.check()
+                state, extra = restore(
+                    checkpoints, config, data.start, allow_older_checkpoint=allow_older_checkpoint
                 )
         except Stopped:
             step = max(committed_steps(run / CHECKPOINTS), default=0)
@@ -94,17 +96,17 @@ def fit(
         reporter = Reporter(
             run,
             config,
-            prepared.model,
-            prepared.validation,
-            tensors=tensor_names(prepared.state.params),
-            describe=prepared.source.describe,
-            after_step=int(prepared.state.step),
-            overflows=prepared.extra.get("fim_overflows", 0),
+            data.start.config,
+            data.validation,
+            tensors=tensor_names(state.params),
+            describe=data.source.describe,
+            after_step=int(state.step),
+            overflows=extra.get("fim_overflows", 0),
         )
         with reporter:
-            loop = _Loop(config, prepared.settings, prepared.source, checkpoints, reporter)
+            loop = _Loop(config, settings, data.source, checkpoints, reporter)
             try:
-                step = loop.run(prepared.state, stop)
+                step = loop.run(state, stop)
             finally:
                 # Whatever ended the steps: the lock is ours until nothing is written any more.
                 checkpoints.wait()
@@ -115,18 +117,13 @@ def fit(
     return Outcome(step, step == config.loop.steps and not stop)
 
 
-def prepare(
-    run: Path, config: TrainConfig, checkpoints: Checkpoints, *, allow_older_checkpoint: bool
-) -> Prepared:
-    """Tokenizer, data and state of a run; what it began with is written, or compared.
+def prepare_data(run: Path, config: TrainConfig) -> Data:
+    """Tokenizer, tokens and batches of a run; what it began with is written, or compared.
 
     Raises:
       ConfigError: the model or the data is not usable, or not what the run began with.
-      CheckpointError: as `restore`.
     """
     start = prepare_start(config, run)
-    settings = step_config(config, start.config)
-    record_start(run, start.config, dtype=settings.model.dtype.name)
     human_eval = config.source.human_eval
     store = open_store(
         config,
@@ -139,11 +136,7 @@ def prepare(
     say(_counts(store.report))
     source = BatchSource(store, start.tokenizer, config)
     validation = Validation(store, start.config, start.tokenizer, config=config)
-    announce(default_device(), settings.model.dtype.name)
-    state, extra = restore(
-        checkpoints, config, start, allow_older_checkpoint=allow_older_checkpoint
-    )
-    return Prepared(source, validation, start.config, settings, state, extra)
+    return Data(start, source, validation)
 
 
 def _counts(report: Mapping[str, Any]) -> str:
@@ -264,7 +257,6 @@ class _Loop:
     def _validate(self, state: TrainState, step: int, stop: StopRequest) -> None:
         """Validate, unless a signal says that there is no time: then the next start does it."""
         with contextlib.suppress(Stopped):
-            with stop.immediate():
-                params = model_params(state, config=self._settings)
-                findings = self._reporter.validate(params, self._settings)
+            params = model_params(state, config=self._settings)
+            findings = self._reporter.validate(params, self._settings, check=stop.check)
             self._reporter.validation(step, findings)

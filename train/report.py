@@ -130,11 +130,22 @@ class Reporter:
         """Whether the validation of `step` is not in the metrics: a signal came before its end."""
         return all("validation_loss" not in line for line in self._metrics.lines(step))
 
-    def validate(self, params: dict, settings: StepConfig) -> Findings:
-        """Measure the model's `params` on held-out documents; nothing is written."""
+    def validate(
+        self, params: dict, settings: StepConfig, *, check: Callable[[], None]
+    ) -> Findings:
+        """Measure the model's `params` on held-out documents; nothing is written.
+
+        `check` is called every now and then, and ends it by what it raises.
+        """
         began = time.perf_counter()
-        fields = self._validation.loss(lambda batch: eval_step(params, batch, config=settings))
-        fields |= self._validation.infill(params)
+
+        def nll_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            check()
+            return eval_step(params, batch, config=settings)
+
+        fields = self._validation.loss(nll_of)
+        fields |= self._validation.infill(params, check=check)
+        check()
         findings = Findings(fields, self._validation.samples(params))
         self._clock += time.perf_counter() - began
         return findings

@@ -42,11 +42,21 @@ class StopRequest:
         if is_second and number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    @contextlib.contextmanager
-    def immediate(self) -> Iterator[None]:
-        """While the block runs, a signal ends it by `Stopped`; so does one that came before."""
+    def check(self) -> None:
+        """Raise `Stopped` if a signal came: between computations of JAX.
+
+        An exception in the middle of a compilation makes jax 0.10.2 crash when the process ends.
+        """
         if self:
             raise Stopped
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """While the block runs, a signal ends it by `Stopped`; so does one that came before.
+
+        Not for blocks in which JAX computes, see `check`.
+        """
+        self.check()
         self._is_immediate = True
         try:
             yield
