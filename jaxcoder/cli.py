@@ -33,8 +33,8 @@ class ModelOptions:
     """Which model, and in which dtype."""
 
     model: str | None = None
-    """A local folder or a Hub id such as bigcode/tiny_starcoder_py; by default the small demo model
-    that the package ships."""
+    """A local folder or a Hub id such as bigcode/tiny_starcoder_py. (Later versions embed a demo
+    model as the default; this one has none.)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on TPUs and recent GPUs, else float32."""
     revision: str | None = None
@@ -209,7 +209,7 @@ class Infill:
 
 @dataclass(frozen=True)
 class Demo:
-    """Show a completion, an infill and the speed, by default of the model the package ships."""
+    """Show a completion, an infill in its place, and the speed."""
 
     model: Model = ModelOptions()
 

@@ -35,8 +35,7 @@ def write_text(path, text, encoding="utf-8"):
 """
 
 NEXT = """
-This is a small model that the package ships. Next, the real one (its weights are under the BigCode
-OpenRAIL-M licence):
+Next, the real model (its weights are under the BigCode OpenRAIL-M licence):
 
   jaxcoder complete 'def fibonacci(n):' --model bigcode/tiny_starcoder_py
 """

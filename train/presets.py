@@ -68,7 +68,7 @@ def stdlib() -> TrainConfig:
 def finetune() -> TrainConfig:
     """Fine-tune a checkpoint on your own code.
 
-    1,000 steps of 65,536 tokens, made for an accelerator: a 164M step computes 1.1 GFLOP a token.
+    1,000 steps of 16,384 tokens, made for an accelerator: a 164M step computes 1.1 GFLOP a token.
     Where the loss ends depends on how near the code is to what the model has seen; look at the
     validation of step 0 in metrics.jsonl. Not yet run with the published weights.
 
