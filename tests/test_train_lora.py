@@ -20,7 +20,7 @@ from train_cases import (
 from jaxcoder import layers
 from jaxcoder.errors import ConfigError
 from train.config import LoraConfig
-from train.lora import check_lora, init_adapters, merge
+from train.lora import TARGETS, check_lora, init_adapters, merge, target_shapes
 from train.step import TrainState, eval_step, model_params, train_step
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -150,7 +150,8 @@ def test_a_bad_step_leaves_adapters_and_frozen_weights() -> None:
     ("lora", "message"),
     [
         (LoraConfig(rank=-1), "rank is -1"),
-        (LoraConfig(rank=33), "rank is 33, expected 0 to n_embd 32"),
+        (LoraConfig(rank=17), "rank is 17, expected 0 to 16, the least side of attn/kv [16, 32]"),
+        (LoraConfig(rank=33, targets=("attn/q", "mlp/c_fc")), "expected 0 to 32, the least side"),
         (LoraConfig(rank=4, alpha=0.0), "alpha is 0.0"),
         (LoraConfig(rank=4, alpha=float("nan")), "alpha is nan"),
         (LoraConfig(rank=4, targets=("attn/q", "attn/k")), "targets is attn/q, attn/k"),
@@ -170,3 +171,22 @@ def test_all_mistakes_are_listed_at_once() -> None:
     assert all(word in str(caught.value) for word in ("rank is", "alpha is", "targets is"))
     check_lora(LORA, TOY)
     check_lora(LoraConfig(), TOY)
+
+
+def test_the_rank_may_be_as_large_as_the_targets_allow() -> None:
+    """Keys and values have fewer rows than the model is wide, and count where they are adapted."""
+    check_lora(LoraConfig(rank=16), TOY)
+    check_lora(LoraConfig(rank=32, targets=("attn/q", "mlp/c_fc")), TOY)
+    narrow = dataclasses.replace(TOY, n_inner=8)
+    with pytest.raises(ConfigError, match=r"0 to 8, the least side of mlp/c_fc \[8, 32\]"):
+        check_lora(LoraConfig(rank=9), narrow)
+
+
+def test_the_shapes_are_those_of_the_parameters() -> None:
+    """What the check reckons with is what the adapters are made for."""
+    block = toy_params()["h_0"]
+    shapes = {
+        target: block[target.split("/")[0]][target.split("/")[1]]["weight"].shape
+        for target in TARGETS
+    }
+    assert target_shapes(TOY) == shapes

@@ -31,8 +31,14 @@ def check_lora(config: LoraConfig, model: ModelConfig) -> None:
         positive, or a target is unknown, repeated or missing; all of them listed.
     """
     problems = []
-    if config.rank < 0 or config.rank > model.n_embd:
-        problems.append(f"rank is {config.rank}, expected 0 to n_embd {model.n_embd}")
+    shapes = target_shapes(model)
+    chosen = [name for name in config.targets if name in shapes] or list(shapes)
+    least = min(chosen, key=lambda name: min(shapes[name]))
+    if not 0 <= config.rank <= min(shapes[least]):
+        problems.append(
+            f"rank is {config.rank}, expected 0 to {min(shapes[least])}, the least side of {least} "
+            f"{list(shapes[least])}"
+        )
     if not config.alpha > 0:
         problems.append(f"alpha is {config.alpha}, expected a number above 0")
     unknown = [name for name in config.targets if name not in TARGETS]
@@ -42,6 +48,19 @@ def check_lora(config: LoraConfig, model: ModelConfig) -> None:
             f"{', '.join(TARGETS)}, each once"
         )
     raise_if_any(problems, "lora", remedy="change it", error=ConfigError)
+
+
+def target_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """[out, in] of the weight of each target, by its name."""
+    width, inner = model.n_embd, model.n_inner
+    shapes = {
+        "attn/q": (width, width),
+        "attn/kv": (2 * model.head_dim * model.n_kv_head, width),
+        "attn/c_proj": (width, width),
+        "mlp/c_fc": (inner, width),
+        "mlp/c_proj": (width, inner),
+    }
+    return {name: shapes[name] for name in TARGETS}
 
 
 def init_adapters(params: dict, key: Array, *, config: LoraConfig) -> dict:
