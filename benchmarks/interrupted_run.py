@@ -20,8 +20,8 @@ from train.checkpoints import Checkpoints
 from train.command import command_words
 from train.config import TrainConfig
 from train.leaves import named_leaves
-from train.loop import restore
 from train.metrics import read_json_lines
+from train.restore import restore
 from train.run_folder import CHECKPOINTS, METRICS_FILE, SAMPLES_FILE
 from train.start import prepare_start
 

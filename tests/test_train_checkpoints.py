@@ -24,6 +24,7 @@ import pytest
 
 from jaxcoder.errors import CheckpointError
 from train import checkpoint_folder, folder_probe
+from train import checkpoints as checkpoints_module
 from train.checkpoint_folder import PHASES, committed_steps, step_folder
 from train.checkpoints import Checkpoints
 
@@ -93,6 +94,25 @@ def test_round_trip(tmp_path: Path) -> None:
     assert got["state"].step.sharding == tree["state"].step.sharding
     shapes = jax.eval_shape(lambda: state(0))
     assert_same(reader.restore(7, {**tree, "state": shapes})[0], tree)
+
+
+def test_a_checkpoint_is_hashed_once_to_go_on(tmp_path: Path, monkeypatch) -> None:
+    """It was read as a whole three times. Any later `restore` verifies again."""
+    saved(tmp_path, 1)
+    hashed, verify = [], checkpoints_module.verify
+
+    def counted(folder: Path, step: int) -> dict[str, Any]:
+        hashed.append(step)
+        return verify(folder, step)
+
+    monkeypatch.setattr(checkpoints_module, "verify", counted)
+    reader = Checkpoints(tmp_path)
+    assert reader.newest_valid() == 1
+    assert_restores(reader, 1)
+    assert hashed == [1]
+    flip(largest(step_folder(tmp_path, 1)))
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        reader.restore(1, state(0))
 
 
 def test_buffers_are_free_once_save_returns(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from benchmarks.resume import measure
 from train.checkpoint_folder import PHASES, step_folder
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
-from train.loop import restore
 from train.metrics import read_json_lines
+from train.restore import restore
 from train.run_folder import CHECKPOINTS, METRICS_FILE
 from train.start import prepare_start
 

@@ -20,7 +20,7 @@ from benchmarks.interrupted_start import Interruption
 from jaxcoder.errors import CheckpointError, ConfigError
 from train import cli, export, loop, metrics, step
 from train.checkpoint_folder import committed_steps, step_folder
-from train.config import TrainConfig
+from train.config import LoraConfig, TrainConfig
 from train.loop import Outcome, fit
 from train.metrics import JsonLines, read_json_lines
 from train.run_folder import (
@@ -172,6 +172,30 @@ def test_same_command_goes_on(paused: Paused, undisturbed: Undisturbed, capfd) -
     before = _contents(paused.run)
     assert fit(paused.config) == Outcome(10, True)
     assert _contents(paused.run) == before
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_going_on_needs_the_checkpoint_alone(
+    lora: bool, tmp_path: Path, half_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights begun with were loaded too, and held beside those of the checkpoint.
+
+    Control: a first start cannot do without them.
+    """
+    monkeypatch.setenv("JAXCODER_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(half_done / "model", tmp_path / "model")
+    shutil.copytree(half_done / "data", tmp_path / "data")
+    config = run_config(tmp_path, steps=3, eval_every=3)
+    if lora:
+        config = dataclasses.replace(config, lora=LoraConfig(rank=2, targets=("attn/q",)))
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1)
+        assert fit(config) == Outcome(1, False)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert fit(config) == Outcome(3, True)
+    assert export.export_run(Path(config.out)).is_dir()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        fit(dataclasses.replace(config, out=str(tmp_path / "another")))
 
 
 def test_no_resume_refuses_a_run_that_exists(paused: Paused, capfd) -> None:

@@ -63,6 +63,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._verified: set[int] = set()
+        self._found: dict[int, dict[str, Any]] = {}
         self._damaged: set[int] = set()
 
     def prepare(self) -> None:
@@ -152,6 +153,7 @@ class Checkpoints:
             if damage:
                 self._fall_back(step, damage, allowed=allow_fallback)
             self._verified.add(step)
+            self._found = {step: fields}
             return step
         raise_if_any(
             [text for _, text in damage],
@@ -165,15 +167,16 @@ class Checkpoints:
         """The tree and the extra fields saved at `step`.
 
         Args:
-          step: As `newest_valid` gives it; verified again.
+          step: As `newest_valid` gives it, verified there; any other is verified now.
           like: Pytree of arrays or `jax.ShapeDtypeStruct` with the structure, shapes and dtypes
-            that were saved. Each leaf is put where its counterpart is; NumPy stays NumPy.
+            that were saved. Each leaf is put where its counterpart is, a shape's without a sharding
+            on the default device; NumPy stays NumPy.
 
         Raises:
           CheckpointError: damaged, absent, of another run, or not of this structure: lists every
             leaf that is missing, unexpected or different.
         """
-        fields = verify(self._folder, step)
+        fields = self._found.pop(step, None) or verify(self._folder, step)
         self._check_run(step, fields)
         path = step_folder(self._folder, step)
         expected = dict(named_leaves(like))

@@ -14,10 +14,10 @@ from jaxcoder.errors import CheckpointError, ConfigError
 
 from .card import model_card
 from .checkpoints import Checkpoints
-from .loop import step_config
+from .restore import restore_step, step_config
 from .run_folder import CHECKPOINTS, CONFIG_FILE, EXPORT, TOKENIZER_FILE, read_config
-from .start import initial_params, prepare_start
-from .step import init_state, model_params
+from .start import prepare_start
+from .step import model_params
 
 CARD_FILE = "README.md"
 
@@ -59,10 +59,8 @@ def export_run(
     start = prepare_start(config, run)
 
     def read() -> tuple[ModelConfig, dict]:
-        settings = step_config(config, start.config)
-        fresh = initial_params(start, seed=config.seed)
-        state, _ = checkpoints.restore(step, init_state(fresh, config=settings))
-        params = model_params(state, config=settings)
+        state, _ = restore_step(checkpoints, step, config, start)
+        params = model_params(state, config=step_config(config, start.config))
         numpy_dtype = np.dtype(jnp.dtype(dtype))
         return start.config, jax.tree.map(lambda leaf: np.asarray(leaf).astype(numpy_dtype), params)
 

@@ -62,7 +62,7 @@ def leaf_problems(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> list
 
 
 def placed(array: np.ndarray, like: Any) -> Any:
-    """`array` on the devices where `like` is, or as it is where `like` is NumPy."""
+    """`array` where `like` is; where it has no sharding, the default device; NumPy stays."""
     if isinstance(like, np.ndarray):
         return array
     return jax.device_put(array, like.sharding)

@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxcoder.config import ModelConfig
-from jaxcoder.devices import announce, default_device, resolve_dtype
+from jaxcoder.devices import announce, default_device
 from jaxcoder.diagnostics import say
-from jaxcoder.errors import CheckpointError, ConfigError
-from jaxcoder.model import GPTBigCode
+from jaxcoder.errors import ConfigError
 
 from .checkpoint_folder import committed_steps
 from .checkpoints import Checkpoints
@@ -27,6 +25,7 @@ from .config_checks import check_config
 from .data import BatchSource
 from .evaluation import Validation
 from .report import Report, Reporter
+from .restore import restore, step_config
 from .run_folder import CHECKPOINTS, record_config
 from .run_lock import run_lock
 from .run_record import (
@@ -37,8 +36,8 @@ from .run_record import (
     undone_on_failure,
 )
 from .signals import Stopped, StopRequest, stop_on_signals
-from .start import Start, initial_params, prepare_start
-from .step import StepConfig, TrainState, init_state, model_params, tensor_names, train_step
+from .start import Start, prepare_start
+from .step import StepConfig, TrainState, model_params, tensor_names, train_step
 from .store import open_store
 
 
@@ -165,47 +164,6 @@ def cache_folder() -> Path:
     """Where token stores are kept: $JAXCODER_CACHE, else ~/.cache/jaxcoder."""
     root = os.environ.get("JAXCODER_CACHE") or Path.home() / ".cache" / "jaxcoder"
     return Path(root) / "tokens"
-
-
-def step_config(config: TrainConfig, model: ModelConfig) -> StepConfig:
-    """What the step of a run is compiled for."""
-    dtype = resolve_dtype(config.compute.dtype, default_device())
-    return StepConfig(
-        model=GPTBigCode(model, dtype=dtype, remat=config.compute.remat == "block"),
-        optimizer=config.optimizer,
-        steps=config.loop.steps,
-        lora=config.lora,
-        seed=config.seed,
-        accumulation=config.batch.accumulation,
-        loss_chunk=config.compute.loss_chunk,
-    )
-
-
-def restore(
-    checkpoints: Checkpoints,
-    config: TrainConfig,
-    start: Start,
-    *,
-    allow_older_checkpoint: bool = False,
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest state and the extra fields saved with it, or the state of step 0 and none.
-
-    Raises:
-      CheckpointError: the newest checkpoint is damaged, or not of this run.
-    """
-    params = initial_params(start, seed=config.seed)
-    state = init_state(params, config=step_config(config, start.config))
-    step = checkpoints.newest_valid(allow_fallback=allow_older_checkpoint)
-    if step is None:
-        return state, {}
-    if step > config.loop.steps:
-        raise CheckpointError(
-            f"{config.out}: has a checkpoint of step {step}, expected at most loop.steps "
-            f"{config.loop.steps}; move it back where it belongs"
-        )
-    state, extra = checkpoints.restore(step, state)
-    say(f"{config.out}: going on after step {step} of {config.loop.steps}")
-    return state, extra
 
 
 class _Loop:
