@@ -102,17 +102,15 @@ def measure(folder: Path, *, threads: int, kills: int, stops: int, seed: int) ->
     began = time.perf_counter()
     finished(start(alone, Interruption(), threads=threads))
     seconds = time.perf_counter() - began
-    todo = _interruptions(kills=kills, stops=stops, seconds=seconds, seed=seed)
+    todo = list(_interruptions(kills=kills, stops=stops, seconds=seconds, seed=seed))
     results: list[dict[str, float]] = []
     unequal: list[str] = []
-    is_done = False
-    while not is_done:
+    while todo or not results:
         config = dataclasses.replace(
             alone, out=str(folder / f"interrupted-{threads}-{len(results)}")
         )
         links: list[Link] = []
-        is_done = _interrupt(config, todo, links, threads=threads)
-        finished(links[-1])
+        _interrupt(config, todo, links, threads=threads)
         results.append(counts(links))
         unequal += differences(alone, config)
     return {
@@ -126,27 +124,29 @@ def measure(folder: Path, *, threads: int, kills: int, stops: int, seed: int) ->
 
 def _interrupt(
     config: TrainConfig,
-    todo: Iterator[tuple[Interruption, float | None]],
+    todo: list[tuple[Interruption, float | None]],
     links: list[Link],
     *,
     threads: int,
-) -> bool:
-    """Start a run until it comes to its end; whether there is nothing left to do."""
-    for place, after in todo:
-        later = links[-1].committed if links else 0
-        place = dataclasses.replace(place, step=later + place.step)
-        links.append(start(config, place, threads=threads, after=after))
-        link = links[-1]
+) -> None:
+    """Start a run until it comes to its end; what came after the end stays to do, and earlier."""
+    while todo:
+        place, after = todo.pop()
+        newest = links[-1].committed if links else 0
+        at = dataclasses.replace(place, step=newest + place.step)
+        link = start(config, at, threads=threads, after=after)
+        links.append(link)
         _say(
-            f"{threads} threads: {place.place}, after {after} s, signal {place.signal}: status "
+            f"{threads} threads: {at.place}, after {after} s, signal {at.signal}: status "
             f"{link.status}, step {link.logged} logged, {link.committed} saved"
         )
+        if link.status == 0 and not link.seconds:
+            todo.append((place, 0.8 * after if after else None))
         if link.status == 0 and link.committed == config.loop.steps:
-            return False
+            return
         if link.status not in (0, -signal.SIGKILL, -signal.SIGTERM):
             finished(link)
-    links.append(start(config, Interruption(), threads=threads))
-    return True
+    links.append(finished(start(config, Interruption(), threads=threads)))
 
 
 def _interruptions(

@@ -154,7 +154,7 @@ def test_thirty_kills(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPa
     """30 kills; with two threads the results need not be equal, all else holds."""
     monkeypatch.setenv("JAXCODER_CACHE", str(tmp_path / "cache"))
     found = measure(tmp_path, threads=threads, kills=30, stops=10, seed=random.randrange(1000))
-    assert found["kills"] >= 25 and found["stops"], found
+    assert found["kills"] == 30 and found["stops"], found
     assert found["most steps done again after a stop"] == 0, found
     for name in ("unreadable latest", "lost committed steps"):
         assert found[name] == 0, found
