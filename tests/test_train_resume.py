@@ -5,6 +5,7 @@ In the end a run that was disturbed is, bit for bit, the run that was left alone
 """
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from read_only import make_read_only
 from training_run import Undisturbed, command_words, run_config
 
 from benchmarks.interrupted_run import Link, differences, finished, start
@@ -20,6 +22,7 @@ from benchmarks.interrupted_start import Interruption
 from jaxcoder.errors import CheckpointError, ConfigError
 from train import cli, export, loop, metrics, step
 from train.checkpoint_folder import committed_steps, step_folder
+from train.checkpoints import Checkpoints
 from train.config import LoraConfig, TrainConfig
 from train.loop import Outcome, fit
 from train.metrics import JsonLines, read_json_lines
@@ -391,15 +394,72 @@ def test_file_in_the_place_of_a_folder(tmp_path: Path, half_done: Path, monkeypa
     capfd.readouterr()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
-def test_read_only_folder(paused: Paused, capfd) -> None:
-    """Found before the first step, not at the first save."""
-    (paused.run / CHECKPOINTS).chmod(0o500)
-    try:
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (".", "lock: cannot be opened ({}); expected a folder to write the run into"),
+        (CHECKPOINTS, "run/checkpoints: checkpoints cannot be written here ({}); check the mode"),
+    ],
+)
+def test_read_only_folder(
+    place: str, said: str, code: int, paused: Paused, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """Found before the first step, not at the first save; nothing is lost."""
+    before = _contents(paused.run)
+    with monkeypatch.context() as patch:
+        make_read_only(patch, paused.run / place, code=code)
         assert paused.main() == 2
-    finally:
-        (paused.run / CHECKPOINTS).chmod(0o700)
-    assert "checkpoints" in capfd.readouterr().err
+    written = capfd.readouterr().err
+    assert said.format(os.strerror(code)) in written
+    assert "Traceback" not in written
+    assert _contents(paused.run) == before
+    assert committed_steps(paused.run / CHECKPOINTS) == [4, 6]
+
+
+def test_read_only_parent(paused: Paused, tmp_path: Path, monkeypatch, capfd) -> None:
+    """The folder of a new run, and that of its checkpoints, cannot be made."""
+    out = tmp_path / "other" / "run"
+    config = dataclasses.replace(paused.config, out=str(out))
+    with monkeypatch.context() as patch:
+        make_read_only(patch, tmp_path)
+        with pytest.raises(ConfigError, match=r"lock: cannot be opened \(Read-only file system\)"):
+            fit(config)
+    assert not out.parent.exists()
+    with monkeypatch.context() as patch:
+        mkdir = os.mkdir
+
+        def refuse(path: Any, *arguments: Any) -> None:
+            if Path(path).name == CHECKPOINTS:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            mkdir(path, *arguments)
+
+        patch.setattr(os, "mkdir", refuse)
+        with pytest.raises(CheckpointError, match=r"checkpoints: cannot be made \(Read-only file"):
+            fit(config)
+    assert not _contents(out)
+    capfd.readouterr()
+
+
+def test_read_only_in_the_middle(
+    paused: Paused, completed: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """A disk that turns read-only: the next save ends the run, and it goes on from the last."""
+    save = Checkpoints.save
+    with monkeypatch.context() as patch:
+
+        def save_read_only(*arguments: Any) -> None:
+            make_read_only(patch, paused.run / CHECKPOINTS)
+            save(*arguments)
+
+        patch.setattr(Checkpoints, "save", save_read_only)
+        assert paused.main() == 2
+    said = capfd.readouterr().err
+    assert "step-00000008: cannot be written (OSError: [Errno 30] Read-only file system" in said
+    assert "older checkpoints are as they were" in said
+    assert committed_steps(paused.run / CHECKPOINTS) == [4, 6]
+    assert paused.main() == 0
+    assert differences(completed, paused.config) == []
 
 
 def test_mistaken_first_start_leaves_the_folder_free(
