@@ -70,6 +70,23 @@ def test_an_unknown_ending_is_refused(run: Path) -> None:
     assert not (run / "curve.xyz").exists()
 
 
+def test_a_missing_folder_is_named(run: Path) -> None:
+    """It was a bare message of the system."""
+    with pytest.raises(
+        ValueError, match=r"none/curve\.png: .*none is no folder, expected"
+    ):
+        plot_run(run, run / "none" / "curve.png")
+    assert not (run / "none").exists()
+
+
+def test_a_name_without_an_ending_is_refused(run: Path) -> None:
+    """The picture was written under another name than the one told."""
+    before = sorted(run.iterdir())
+    with pytest.raises(ValueError, match="is not supported"):
+        plot_run(run, run / "curve")
+    assert sorted(run.iterdir()) == before
+
+
 @pytest.mark.parametrize("lines", [[], LINES[:1], [{"step": 1, "loss": 3.0}]])
 def test_a_run_that_has_hardly_begun_can_be_drawn(run: Path, lines: list[dict]) -> None:
     """Also one that holds nothing out, and so has no validation."""

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from train import cli, export, loop, metrics, step
 from train.checkpoint_folder import committed_steps, step_folder
 from train.checkpoints import Checkpoints
 from train.config import LoraConfig, TrainConfig
+from train.data import BatchSource
 from train.loop import Outcome, fit
 from train.metrics import JsonLines, read_json_lines
 from train.run_folder import (
@@ -547,6 +549,30 @@ def test_metrics_that_cannot_be_written_do_not_end_a_run(
     lines.write({"step": 5})
     assert "is written again; the lines that came between are missing" in capfd.readouterr().err
     assert read_json_lines(path) == [{"step": 1}, {"step": 4}, {"step": 5}]
+
+
+def test_an_error_ends_the_threads_that_prepare_batches(
+    paused: Paused, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """Also where the error's traceback is held, as a notebook holds it."""
+    closed = []
+
+    def batches(source: BatchSource, start_step: int) -> Iterator[Any]:
+        try:
+            yield start_step, *source.batch(start_step)
+            raise ValueError("a mistake in the data")
+        finally:
+            closed.append(start_step)
+
+    def bad_step(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("an error in a step")
+
+    monkeypatch.setattr(BatchSource, "iterate", batches)
+    monkeypatch.setattr(loop, "train_step", bad_step)
+    with pytest.raises(RuntimeError, match="in a step") as caught:
+        fit(paused.config)
+    assert closed == [6], caught
+    capfd.readouterr()
 
 
 def test_ignored_signals_stay_ignored() -> None:

@@ -1,11 +1,14 @@
 """A first start that fails leaves the run directory as it was."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from train.run_folder import CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE
-from train.run_record import undone_on_failure
+from train.run_record import remove_partial_files, undone_on_failure
 
 NAMES = (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE)
 
@@ -47,3 +50,23 @@ def test_a_signal_undoes_nothing(tmp_path: Path) -> None:
         (tmp_path / CONFIG_FILE).touch()
         raise KeyboardInterrupt
     assert (tmp_path / CONFIG_FILE).exists()
+
+
+def test_what_killed_exports_left_goes(tmp_path: Path) -> None:
+    """They filled the disk with a model each. An export that is under way is let be."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (
+        f".export-4.partial-{ended.pid}-0a1b2c3d",
+        f".export-6.partial-{os.getppid()}-0a1b2c3d",
+        "export-2",
+        ".notes.partial-1-0a1b2c3d",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    remove_partial_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f".export-6.partial-{os.getppid()}-0a1b2c3d",
+        "export-2",
+        ".notes.partial-1-0a1b2c3d",
+    }

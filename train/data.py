@@ -6,7 +6,7 @@ and the last rows of an epoch share a batch with the first of the next: none is 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -133,7 +133,7 @@ class BatchSource:
         )
         return row, pieces, sum(example.overflow for example in examples)
 
-    def iterate(self, start_step: int) -> Iterator[tuple[int, Batch, Contents]]:
+    def iterate(self, start_step: int) -> Generator[tuple[int, Batch, Contents], None, None]:
         """Step, batch and contents from `start_step` on, without end, prepared ahead in threads.
 
         Raises:

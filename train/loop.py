@@ -10,7 +10,7 @@ The order of events of a run:
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from .checkpoint_folder import committed_steps
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .config_checks import check_config
-from .data import BatchSource
+from .data import Batch, BatchSource, Contents
 from .evaluation import Validation
 from .report import Report, Reporter
 from .restore import restore, step_config
@@ -183,14 +183,25 @@ class _Loop:
     def run(self, state: TrainState, stop: StopRequest) -> int:
         """Take the steps that are missing; returns the number of steps done and saved."""
         loop = self._loop
-        first = done = int(state.step)
+        done = int(state.step)
         is_due = done == loop.steps or done % loop.eval_every == 0
         if is_due and self._reporter.lacks_validation(done):
             self._validate(state, done, stop)
         if done == loop.steps or stop:
             return done
+        # Its threads end here, whatever ends the steps.
+        with contextlib.closing(self._source.iterate(done)) as batches:
+            done = self._take(batches, state, stop)
+        self._checkpoints.wait()
+        return done
+
+    def _take(
+        self, batches: Iterable[tuple[int, Batch, Contents]], state: TrainState, stop: StopRequest
+    ) -> int:
+        """A step for each of `batches` until the last one, or the one amid a signal."""
+        loop = self._loop
         pending: Report | None = None
-        for number, batch, contents in self._source.iterate(first):
+        for number, batch, contents in batches:
             state, metrics = train_step(state, batch, config=self._settings)
             # The device computes this step while the one before is reported.
             if pending:
@@ -209,7 +220,6 @@ class _Loop:
                 self._checkpoints.save(done, state, self._reporter.totals())
             if is_last:
                 break
-        self._checkpoints.wait()
         return done
 
     def _validate(self, state: TrainState, step: int, stop: StopRequest) -> None:

@@ -1,6 +1,9 @@
 """``python -m train plot RUN``: the curves of metrics.jsonl as a picture, by matplotlib."""
 
+import io
 from pathlib import Path
+
+from jaxcoder.durable import replace_file
 
 from .metrics import read_json_lines
 from .run_folder import METRICS_FILE
@@ -19,7 +22,7 @@ def plot_run(run: Path, destination: Path | None = None) -> Path:
       The file written.
 
     Raises:
-      ValueError: no metrics there, or matplotlib is not installed.
+      ValueError: no metrics there, matplotlib is not installed, or the file cannot be written.
     """
     metrics = run / METRICS_FILE
     if not metrics.exists():
@@ -33,6 +36,11 @@ def plot_run(run: Path, destination: Path | None = None) -> Path:
         raise ValueError(
             "plot: matplotlib is not installed; pip install matplotlib, or read metrics.jsonl"
         ) from exc
+    destination = run / PICTURE if destination is None else destination
+    if not destination.parent.is_dir():
+        raise ValueError(
+            f"{destination}: {destination.parent} is no folder, expected one that exists; make it"
+        )
     lines = read_json_lines(metrics)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
     for name, label in (("loss", "training"), ("validation_loss", "validation")):
@@ -45,9 +53,12 @@ def plot_run(run: Path, destination: Path | None = None) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    destination = run / PICTURE if destination is None else destination
-    figure.savefig(destination)
-    pyplot.close(figure)
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, format=destination.suffix.removeprefix("."))
+    finally:
+        pyplot.close(figure)
+    replace_file(destination, picture.getvalue())
     return destination
 
 

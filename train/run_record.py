@@ -5,6 +5,9 @@ Each is written once, into the run directory, and compared by every start that g
 
 import contextlib
 import dataclasses
+import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from jaxcoder.durable import is_partial, replace_file
 from jaxcoder.errors import ConfigError
 from jaxcoder.json_file import json_bytes, parse_json_object, read_json_object
 
-from .run_folder import CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE, differences
+from .run_folder import CONFIG_FILE, DATA_FILE, EXPORT, START_FILE, TOKENIZER_FILE, differences
 
 _OPTIONS = (
     "jax_default_matmul_precision",
@@ -24,6 +27,8 @@ _OPTIONS = (
     "jax_enable_x64",
     "jax_threefry_partitionable",
 )
+
+_PARTIAL_EXPORT = re.compile(rf"\.{EXPORT}-\d+\.partial-(\d+)-[0-9a-f]+")
 
 
 def record_start(folder: Path, model: ModelConfig, *, dtype: str) -> None:
@@ -97,7 +102,25 @@ def undone_on_failure(folder: Path) -> Iterator[None]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Delete what killed writers of the run directory's own files left; its lock is held."""
+    """Delete what killed writers of the run directory's own files left; its lock is held.
+
+    Killed exports too, which need no lock: that of a process that lives is let be.
+    """
     for path in folder.iterdir():
         if path.is_file() and is_partial(path):
             path.unlink(missing_ok=True)
+        elif (export := _PARTIAL_EXPORT.fullmatch(path.name)) and not _is_alive(int(export[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is another process of this number on this machine."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # of another user; or no number of a process, and so of no export of ours
+    return True
