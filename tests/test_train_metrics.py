@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+import os
+import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_cases import MHA, MQA, random_tensors
@@ -46,6 +49,8 @@ def test_the_published_shape_costs_what_it_is_known_to() -> None:
     ("kind", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
         ("NVIDIA A100-SXM4-40GB", 312e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5", 459e12),
@@ -116,6 +121,32 @@ def test_a_file_that_cannot_be_written_is_said_once(
     assert lines.lines(6) == []
 
 
+def test_old_lines_are_dropped_durably_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A loss of power could leave an empty file; a full disk leaves the old one, and is said."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    synced = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced.append)
+        JsonLines(path, after_step=1)
+    assert len(synced) == 2, "the file and its folder"
+    assert read_json_lines(path) == [{"step": 1}]
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        lines = JsonLines(path, after_step=0)
+    said = capsys.readouterr().err
+    assert f"{path}: cannot be written (No space left on device); it is as it was" in said
+    lines.write({"step": 1, "again": True})
+    assert read_json_lines(path) == [{"step": 1}, {"step": 1, "again": True}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a program was started with standard error closed."""
     assert progress_bar(total=3, initial=0).disable
@@ -129,24 +160,79 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
-    board = TensorBoard(tmp_path / "board")
-    board.write({"step": 3, "loss": 1.5, "batch": "abc", "pieces": [1]})
+    board = TensorBoard(tmp_path / "board", after_step=-1)
+    board.write({"step": 3, "loss": 1.5, "batch": "abc", "pieces": [1], "count": 2})
     board.close()
-    (events,) = (tmp_path / "board").iterdir()
-    content = events.read_bytes()
-    assert b"loss" in content
-    assert b"batch" not in content
-    assert b"pieces" not in content
+    events = events_of(tmp_path / "board")
+    assert [event.session_log.status for event in events] == [0, 1, 0]
+    assert events[1].step == 0
+    assert events[2].step == 3
+    assert {value.tag: value.simple_value for value in events[2].summary.value} == {
+        "loss": 1.5,
+        "count": 2.0,
+    }
+
+
+def test_tensorboard_shows_repeated_steps_once(tmp_path: Path) -> None:
+    """A start that goes on says from where: what was written of later steps is void."""
+    pytest.importorskip("tensorboardX")
+    for after_step in (-1, 20):
+        board = TensorBoard(tmp_path / "board", after_step=after_step)
+        board.write({"step": 30, "loss": 1.0})
+        board.close()
+    assert len(list((tmp_path / "board").iterdir())) == 2
+    starts = [e.step for e in events_of(tmp_path / "board") if e.session_log.status == 1]
+    assert sorted(starts) == [0, 21]
+
+
+@pytest.mark.parametrize("at", ["folder", "later"])
+def test_tensorboard_that_cannot_be_written_is_said_once(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its thread died of the error, and the run hung once ten more numbers were in its queue."""
+    pytest.importorskip("tensorboardX")
+    folder = tmp_path / "board"
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if at == "folder":
+        folder.write_text("")
+    board = TensorBoard(folder, after_step=-1)
+    if at == "later":
+        monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.write", full)
+    for step in range(30):
+        board.write({"step": step, "loss": 1.0})
+    board.close()
+    said = capsys.readouterr().err
+    assert said.count("cannot be written") == 1
+    assert f"{folder}: cannot be written (" in said
+    assert "the run goes on without it" in said
+
+
+def events_of(folder: Path) -> list[Any]:
+    """The records of TensorBoard's files: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    events = []
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            events.append(Event.FromString(content[12 : 12 + size]))
+            content = content[16 + size :]
+    return events
 
 
 def test_tensorboard_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where it is asked for."""
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    for name in ("tensorboardX", "tensorboardX.event_file_writer"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match="pip install tensorboardX"):
-        TensorBoard(tmp_path / "board")
+        TensorBoard(tmp_path / "board", after_step=-1)
     assert not (tmp_path / "board").exists()
-    nothing = TensorBoard(None)
+    nothing = TensorBoard(None, after_step=-1)
     nothing.write({"step": 1, "loss": 1.0})
     nothing.close()

@@ -263,7 +263,10 @@ class Bar:
 def test_rates_are_of_all_tokens_shown(
     peak: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever counts in the loss: with the middles alone, few do. Padding is none of them."""
+    """Whatever counts in the loss: with the middles alone, few do. Padding is none of them.
+
+    The first step of a start is not in them, nor the time until then: it is compiled.
+    """
     bar = Bar()
     monkeypatch.setattr(report_module, "time", Clock())
     monkeypatch.setattr(report_module, "peak_flops", lambda kind: peak)
@@ -283,7 +286,7 @@ def test_rates_are_of_all_tokens_shown(
     lines = read_json_lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [3, 6, 7], "every third, and the last"
     assert [line["fim_overflows"] for line in lines] == [6, 12, 14]
-    rates = [3 * 5, 3 * 5, 5]  # 4 and 1 tokens predicted a step; a second from look to look
+    rates = [2 * 5, 3 * 5, 5]  # 4 and 1 tokens predicted a step; a second from look to look
     assert [line["tokens_per_second"] for line in lines] == rates
     assert [line["loss"] for line in lines] == [2.5, 2.5, 2.5]
     assert bar.n == 7
@@ -298,3 +301,12 @@ def test_rates_are_of_all_tokens_shown(
     else:
         assert all("mfu" not in line for line in lines)
     assert bar.shown == expected
+
+
+def test_a_first_step_that_is_logged_has_no_rate(tmp_path: Path) -> None:
+    """It was that of the compilation, and stood for tokens per second."""
+    config = run_config(tmp_path, steps=3, log_every=1, eval_every=3)
+    assert fit(config) == (3, True)
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    has_rate = ["tokens_per_second" in line for line in lines if "loss" in line]
+    assert has_rate == [False, True, True]

@@ -3,10 +3,12 @@
 A metrics file that cannot be written does not stop a run: it is said once.
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from tqdm.auto import tqdm
 
 from jaxcoder.config import ModelConfig
 from jaxcoder.diagnostics import say
+from jaxcoder.durable import replace_file
 
 _PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -60,6 +65,8 @@ class JsonLines:
                 self._drop_after(after_step)
         except OSError as exc:
             self._report(exc)
+        except ValueError as exc:
+            say(f"{exc}, with lines of steps that come again; the run goes on")
 
     def lines(self, step: int) -> list[dict[str, Any]]:
         """The objects of `step` in the file; none where it cannot be read."""
@@ -88,9 +95,8 @@ class JsonLines:
 
     def _drop_after(self, step: int) -> None:
         kept = [line for line in read_json_lines(self._path) if line["step"] <= step]
-        partial = self._path.with_name(f".{self._path.name}.partial-{os.getpid()}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self._path)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        replace_file(self._path, text.encode())
 
     def _report(self, exc: OSError) -> None:
         if not self._failed:
@@ -118,35 +124,68 @@ def progress_bar(*, total: int, initial: int) -> tqdm:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, where the package is present and the setting asks for it."""
+    """Scalars for TensorBoard, where the package is present and the setting asks for it.
 
-    def __init__(self, folder: Path | None) -> None:
-        """Write into `folder`; None writes nothing.
+    Written here and not by the package's thread: an error there is lost, and the run then waits
+    without end for room in the thread's queue.
+    """
+
+    def __init__(self, folder: Path | None, *, after_step: int) -> None:
+        """Write into `folder`, where what was said of later steps is shown no more; None: nowhere.
 
         Raises:
           ValueError: tensorboardX is not installed.
         """
-        self._writer = None
+        self._folder, self._writer = folder, None
         if folder is None:
             return
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
         except ImportError as exc:
             raise ValueError(
                 "loop.tensorboard: True, but tensorboardX is not installed; "
                 "pip install tensorboardX, or leave it out: metrics.jsonl has the same numbers"
             ) from exc
-        self._writer = SummaryWriter(str(folder))
+        begin = Event(step=after_step + 1, session_log=SessionLog(status=SessionLog.START))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Names are otherwise of a second: of two starts within one, the last would remain.
+            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{after_step + 1}")
+            self._add(begin)
+        except OSError as exc:
+            self._give_up(exc)
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Add every number of `fields` at its step."""
         if self._writer is None:
             return
-        for name, value in fields.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, fields["step"])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in fields.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        try:
+            self._add(Event(step=fields["step"], summary=Summary(value=values)))
+        except OSError as exc:
+            self._give_up(exc)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close; what was written is on the disk."""
         if self._writer is not None:
-            self._writer.close()
+            writer, self._writer = self._writer, None
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+        self._writer.flush()
+
+    def _give_up(self, exc: OSError) -> None:
+        """A record may be cut off: what came after it could not be read."""
+        say(f"{self._folder}: cannot be written ({exc.strerror}); the run goes on without it")
+        self.close()

@@ -73,12 +73,15 @@ class Reporter:
         last = after_step or -1
         self._metrics = JsonLines(run / METRICS_FILE, after_step=last)
         self._samples = JsonLines(run / SAMPLES_FILE, after_step=last)
-        self._tensorboard = TensorBoard(run / "tensorboard" if config.loop.tensorboard else None)
+        board = run / "tensorboard" if config.loop.tensorboard else None
+        self._tensorboard = TensorBoard(board, after_step=last)
         self._bar = progress_bar(total=config.loop.steps, initial=after_step)
         self._flops = flops_per_token(model, config.batch.seq_len)
         self._peak = peak_flops(jax.devices()[0].device_kind)
         self._overflows = overflows
-        self._clock, self._tokens = time.perf_counter(), 0
+        # A start's first step is compiled: the clock begins after it.
+        self._clock: float | None = None
+        self._tokens = 0
 
     def __enter__(self) -> "Reporter":
         """Nothing to do: the files are opened as they are written."""
@@ -101,9 +104,10 @@ class Reporter:
         self._bar.update(report.step - self._bar.n)
         if not metrics.is_finite:
             self._bad_step(report, metrics)
-        if report.step % self._loop.log_every and report.step != self._loop.steps:
+        is_due = report.step % self._loop.log_every == 0 or report.step == self._loop.steps
+        rates = self._rates() if is_due or self._clock is None else {}
+        if not is_due:
             return
-        rate = self._tokens / (time.perf_counter() - self._clock)
         fields = {
             "step": report.step,
             "loss": float(metrics.loss),
@@ -112,15 +116,25 @@ class Reporter:
             "tokens": float(metrics.tokens),
             "batch": _digest(report.batch),
             "fim_overflows": self._overflows,
-            "tokens_per_second": rate,
+            **rates,
         }
-        shown = {"loss": f"{fields['loss']:.3f}", "tokens/s": f"{rate:.0f}"}
-        if self._peak:
-            fields["mfu"] = rate * self._flops / self._peak
-            shown["MFU"] = f"{fields['mfu']:.1%}"
+        shown = {"loss": f"{fields['loss']:.3f}"}
+        if rates:
+            shown["tokens/s"] = f"{rates['tokens_per_second']:.0f}"
+        if "mfu" in rates:
+            shown["MFU"] = f"{rates['mfu']:.1%}"
         self._write(fields)
         self._bar.set_postfix(shown)
-        self._clock, self._tokens = time.perf_counter(), 0
+
+    def _rates(self) -> dict[str, float]:
+        """Tokens per second since the call before, and the share of the device's peak; or none."""
+        now, before = time.perf_counter(), self._clock
+        tokens, self._clock, self._tokens = self._tokens, now, 0
+        if before is None:
+            return {}
+        rate = tokens / (now - before)
+        share = {"mfu": rate * self._flops / self._peak} if self._peak else {}
+        return {"tokens_per_second": rate} | share
 
     def totals(self) -> dict[str, int]:
         """Counts since the run began, for the checkpoint: a start that goes on is given them."""
@@ -147,7 +161,8 @@ class Reporter:
         fields |= self._validation.infill(params, check=check)
         check()
         findings = Findings(fields, self._validation.samples(params))
-        self._clock += time.perf_counter() - began
+        if self._clock is not None:
+            self._clock += time.perf_counter() - began
         return findings
 
     def validation(self, step: int, findings: Findings) -> None:
