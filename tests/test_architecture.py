@@ -108,7 +108,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "torch": ("conversion/", "benchmarks/"),
     "transformers": ("conversion/", "benchmarks/"),
     "huggingface_hub": ("jaxcoder/hub.py", "conversion/download.py"),
-    "orbax": ("train/checkpoints.py",),
+    "orbax": ("train/orbax_files.py",),
     "datasets": ("train/hugging_face_data.py",),
 }
 TRAIN_ONLY = ("optax", "grain", "orbax")

@@ -1,12 +1,11 @@
 """Checkpoints of a run: saved in the background, verified before use, the newest few kept.
 
-The only file that knows orbax, which stores the arrays; `checkpoint_folder` makes a save atomic.
+`orbax_files` stores the arrays; `checkpoint_folder` makes a save atomic.
 """
 
 import contextlib
 import json
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from .checkpoint_folder import (
 )
 from .folder_probe import probe_folder
 from .leaves import describe, host_copy, leaf_problems, named_leaves, placed
+from .orbax_files import read_arrays, write_arrays
 
 _ARRAYS = "arrays"
 
@@ -186,7 +186,7 @@ class Checkpoints:
             remedy="resume with the settings that the run was started with",
             error=CheckpointError,
         )
-        arrays = _read_arrays(path / _ARRAYS, expected)
+        arrays = read_arrays(path / _ARRAYS, expected)
         leaves = [placed(arrays.pop(name), leaf) for name, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), fields["extra"]
 
@@ -195,7 +195,7 @@ class Checkpoints:
         commit(
             self._folder,
             step,
-            write=lambda folder: _write_arrays(folder / _ARRAYS, arrays),
+            write=lambda folder: write_arrays(folder / _ARRAYS, arrays),
             fields=fields,
             needed_bytes=sum(array.nbytes for array in arrays.values()),
             on_phase=self._on_phase,
@@ -245,41 +245,3 @@ def _json_copy(extra: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json_bytes(extra))
     except (TypeError, ValueError) as exc:
         raise ValueError(f"extra is not JSON ({exc}); use plain finite values") from exc
-
-
-def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    import orbax.checkpoint as ocp
-
-    # Weights hardly compress: 8 % smaller for three times the time.
-    with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-        checkpointer.save(folder, arrays)
-
-
-def _read_arrays(folder: Path, names: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    try:
-        with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-            return checkpointer.restore(folder, restore_args=as_numpy)
-    except Exception as exc:
-        # The files are those that were written, so this is memory, or orbax itself.
-        raise CheckpointError(
-            f"{folder}: cannot be loaded ({type(exc).__name__}: {exc}); check the memory, and "
-            "that orbax-checkpoint is not older than the one that wrote it"
-        ) from exc
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep orbax from logging the traceback of each of its threads: the error is raised anyway."""
-
-    def is_foreign(record: logging.LogRecord) -> bool:
-        return "orbax" not in Path(record.pathname).parts
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(is_foreign)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_foreign)
