@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from token_stores import store_of
+from token_stores import store_of, store_of_ids
 from tokenizer_files import byte_tokenizer_json, write_tokenizer
 from train_cases import TOY, as_numpy, assert_bitwise_equal
 
@@ -207,6 +207,17 @@ def test_what_infill_is_asked(tokenizer: Tokenizer, rigged: type[Rigged]) -> Non
         assert prefix.endswith("\n")
         assert suffix.startswith(("\n", "\r\n")) or not suffix
         assert "\n" not in line and "\r" not in line
+
+
+def test_a_header_is_not_asked_for(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:
+    """It stood before the text as if it were code, without its special tokens."""
+    header = tokenizer.encode("some/path.py\n")
+    ids = [header + tokenizer.encode(text) for text in TEXTS]
+    store = store_of_ids(ids, validation=HELD_OUT, header=len(header))
+    Validation(store, MODEL, tokenizer, config=CONFIG).infill({})
+    assert len(rigged.asked) == len(WITH_LINES)
+    for (prefix, _), number in zip(rigged.asked, WITH_LINES, strict=True):
+        assert TEXTS[number].startswith(prefix)
 
 
 def test_lines_follow_from_the_seed(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:

@@ -81,8 +81,9 @@ class Validation:
     def loss(self, nll_of: Callable[[Batch], tuple[jax.Array, jax.Array]]) -> dict[str, float]:
         """Nats per token and bits per byte over plain held-out text.
 
-        A document's first token, which nothing predicts, is in neither sum; the end of a text is
-        in the first alone, it has no bytes.
+        A document's first token, which nothing predicts, is in neither sum; with
+        ``batch.documents="joined"`` that is a row's first alone, the others are predicted from the
+        document before. The end of a text is in the first sum alone, it has no bytes.
 
         Args:
           nll_of: a batch -> (sum of negative log-likelihoods in nats, number of tokens).
@@ -141,7 +142,9 @@ class Validation:
 
 def _texts(store: TokenStore, documents: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     for document in documents:
-        yield tokenizer.decode(document_ids(store, int(document)))
+        header = int(store.header_lengths[document])
+        # As bare text its special tokens would be names that the model has never seen.
+        yield tokenizer.decode(document_ids(store, int(document))[header:])
 
 
 def _holes(texts: Iterator[str], *, seed: int, count: int) -> Iterator[Hole]:
