@@ -72,9 +72,7 @@ def test_an_unknown_ending_is_refused(run: Path) -> None:
 
 def test_a_missing_folder_is_named(run: Path) -> None:
     """It was a bare message of the system."""
-    with pytest.raises(
-        ValueError, match=r"none/curve\.png: .*none is no folder, expected"
-    ):
+    with pytest.raises(ValueError, match=r"none/curve\.png: .*none is no folder, expected"):
         plot_run(run, run / "none" / "curve.png")
     assert not (run / "none").exists()
 
