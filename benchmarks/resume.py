@@ -99,6 +99,8 @@ def measured_run(out: Path) -> TrainConfig:
 def measure(folder: Path, *, threads: int, kills: int, stops: int, seed: int) -> dict[str, Any]:
     """Interrupt runs so many times; counts of what was lost, and what differs in the end."""
     alone = measured_run(folder / f"alone-{threads}")
+    # The first start may compile for all others: it says nothing of how long they take.
+    finished(start(measured_run(folder / f"first-{threads}"), Interruption(), threads=threads))
     began = time.perf_counter()
     finished(start(alone, Interruption(), threads=threads))
     seconds = time.perf_counter() - began
