@@ -10,7 +10,7 @@ residual stream, LayerNorm, softmax and logits are float32 in both.
 Source: transformers, ``modeling_gpt_bigcode.py`` and ``modeling_gpt2.py``.
 """
 
-from collections.abc import Callable
+import functools
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from jax import lax
 
 from . import cache as kv_cache
 from .config import ModelConfig
+from .self_attention import product, self_attention
 
 Array = jax.Array
 Dtype = jnp.dtype
@@ -32,26 +33,41 @@ QUERY_BLOCK = 1024
 _FEW_ROWS = 16
 
 
-def product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
-    """einsum(spec, a, b) with operands in `dtype`, accumulated and returned in float32."""
-    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
-    return jnp.einsum(
-        spec,
-        a.astype(dtype),
-        b.astype(dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-
-
 def weight_product(x: Array, weight: Array, dtype: Dtype) -> Array:
     """x [..., in] times weight [out, in] -> float32 [..., out]: the only product with a weight."""
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= _FEW_ROWS:
+    if weight.dtype != dtype:
+        out = _mixed_product(rows, weight, dtype)
+    elif len(rows) <= _FEW_ROWS:
         out = product("oi,ri->or", weight, rows, dtype).T
     else:
         out = product("ri,oi->ro", rows, weight, dtype)
     return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mixed_product(rows: Array, weight: Array, dtype: Dtype) -> Array:
+    """rows [R, in], weight [out, in] of another dtype -> float32 [R, out].
+
+    Left to itself, JAX multiplies the float32 gradient with `dtype` operands and rounds what comes
+    out to `dtype`; here the gradient is rounded before the product, whose sums stay float32.
+    """
+    return product("ri,oi->ro", rows, weight, dtype)
+
+
+def _mixed_forward(rows: Array, weight: Array, dtype: Dtype) -> tuple[Array, tuple[Array, Array]]:
+    rows = rows.astype(dtype)
+    return product("ri,oi->ro", rows, weight, dtype), (rows, weight)
+
+
+def _mixed_backward(dtype: Dtype, kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    rows, weight = kept
+    d_out = d_out.astype(dtype)
+    d_weight = product("ro,ri->oi", d_out, rows, dtype)
+    return product("ro,oi->ri", d_out, weight, dtype), d_weight.astype(weight.dtype)
+
+
+_mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
 class Linear(nn.Module):
@@ -82,25 +98,22 @@ class LayerNorm(nn.Module):
         shape = (x.shape[-1],)
         weight = self.param("weight", nn.initializers.ones, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normed = centred * lax.rsqrt(variance + self.epsilon)
         weight, bias = (a.astype(jnp.float32)[None, None, :] for a in (weight, bias))
-        return normed * weight + bias
+
+        # The backward pass keeps x alone and computes the rest again; so with the GELU below.
+        @jax.checkpoint
+        def normalise(x: Array, weight: Array, bias: Array) -> Array:
+            centred = x - jnp.mean(x, axis=-1, keepdims=True)
+            variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+            return centred * lax.rsqrt(variance + self.epsilon) * weight + bias
+
+        return normalise(x, weight, bias)
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    q_slots: Array,
-    scale: float,
-    dtype: Dtype,
-    segment_ids: Array | None = None,
-    drop: Callable[[Array], Array] = lambda weights: weights,
+def cached_attention(
+    q: Array, k: Array, v: Array, *, q_slots: Array, scale: float, dtype: Dtype
 ) -> Array:
-    """softmax(scale · q·k) v over the slots up to each query's own, in the same segment.
+    """softmax(scale · q·k) v over the slots up to each query's own.
 
     Args:
       q: [B, T, N, H].
@@ -108,8 +121,6 @@ def attention(
       q_slots: int32 [B, T]: the key slot each query sits in; it sees slots up to that one.
       scale: factor on the scores.
       dtype: of the operands; scores, softmax and sums are float32.
-      segment_ids: int32 [B, S] with T == S, or None: tokens see their own segment only.
-      drop: dropout on the attention weights (before they are divided by their sum).
 
     Returns:
       float32 [B, T, N, H].
@@ -117,31 +128,23 @@ def attention(
     length, n_head, n_kv_head = q.shape[1], q.shape[2], k.shape[2]
     key_slots = jnp.arange(k.shape[1])
 
-    def attend(queries: Array, slots: Array, segments: Array | None) -> Array:
+    def attend(queries: Array, slots: Array) -> Array:
         visible = key_slots[None, None, :] <= slots[:, :, None]  # [B, T, S]
-        if segments is not None:
-            visible &= segments[:, :, None] == segment_ids[:, None, :]
         rows = _rows_by_kv_head(queries * scale, n_kv_head)
         scores = product("bkrh,bskh->bkrs", rows, k, dtype)
         # Every query sees itself, so no row is without a finite score.
         is_visible = jnp.tile(visible, (1, n_head // n_kv_head, 1))[:, None]
         scores = jnp.where(is_visible, scores, -jnp.inf)
-        weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         # Divided after the product: H columns, not S.
-        mixed = product("bkrs,bskh->bkrh", drop(weights), v, dtype)
+        mixed = product("bkrs,bskh->bkrh", weights, v, dtype)
         return _heads_of_rows(mixed / weights.sum(axis=-1, keepdims=True), n_head)
 
-    if length <= QUERY_BLOCK:
-        return attend(q, q_slots, segment_ids)
     blocks = [
-        attend(
-            q[:, start : start + QUERY_BLOCK],
-            q_slots[:, start : start + QUERY_BLOCK],
-            None if segment_ids is None else segment_ids[:, start : start + QUERY_BLOCK],
-        )
+        attend(q[:, start : start + QUERY_BLOCK], q_slots[:, start : start + QUERY_BLOCK])
         for start in range(0, length, QUERY_BLOCK)
     ]
-    return jnp.concatenate(blocks, axis=1)
+    return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
 
 
 def _rows_by_kv_head(q: Array, n_kv_head: int) -> Array:
@@ -192,17 +195,20 @@ class Attention(nn.Module):
             buffer = kv_cache.append(buffer, q_slots[:, 0], kv)
             kv = buffer
         keys, values = kv_cache.keys_and_values(kv)
-        drop = nn.Dropout(config.attn_pdrop, deterministic=not train)
-        mixed = attention(
-            q,
-            keys,
-            values,
-            q_slots=q_slots,
-            scale=config.attention_scale(self.layer),
-            dtype=self.dtype,
-            segment_ids=segment_ids,
-            drop=drop,
-        )
+        how = {"scale": config.attention_scale(self.layer), "dtype": self.dtype}
+        if buffer is None:
+            rate = config.attn_pdrop if train else 0.0
+            mixed = self_attention(
+                q,
+                keys,
+                values,
+                **how,
+                segment_ids=segment_ids,
+                dropout_rate=rate,
+                dropout_key=self.make_rng("dropout") if rate else None,
+            )
+        else:
+            mixed = cached_attention(q, keys, values, **how, q_slots=q_slots)
         out_std = std / (2 * config.n_layer) ** 0.5
         out = Linear(config.n_embd, out_std, **types, name="c_proj")(
             mixed.reshape(batch, length, n * h)
@@ -222,7 +228,8 @@ class MLP(nn.Module):
         config = self.config
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         inner = Linear(config.n_inner, config.initializer_range, **types, name="c_fc")(x)
-        inner = jax.nn.gelu(inner, approximate=config.activation_function != "gelu")
+        approximate = config.activation_function != "gelu"
+        inner = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=approximate))(inner)
         out_std = config.initializer_range / (2 * config.n_layer) ** 0.5
         out = Linear(config.n_embd, out_std, **types, name="c_proj")(inner)
         return nn.Dropout(config.resid_pdrop, deterministic=not train)(out)

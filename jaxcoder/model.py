@@ -79,7 +79,7 @@ class GPTBigCode(nn.Module):
           segment_ids: int32 [B, T] for packed documents, which then do not see each other; not
             together with a cache.
           cache: the tokens before; T ≥ 1 new ones are appended at each row's own length.
-          train: dropout on; needs a key named "dropout".
+          train: dropout on; needs a key named "dropout"; not together with a cache.
 
         Returns:
           (logits float32 [B, T, V], cache with lengths + T, or None without a cache).
@@ -101,6 +101,8 @@ class GPTBigCode(nn.Module):
         """The stream after the final norm, float32 [B, T, D], and the cache; see `__call__`."""
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and cache were both given; a cache holds one segment")
+        if cache is not None and train:
+            raise ValueError("train and a cache were both given; a cache is for decoding")
         start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.lengths
         q_slots = start[:, None] + jnp.arange(tokens.shape[1])[None, :]
         x = self.wte(tokens) + self.wpe(q_slots if positions is None else positions)

@@ -26,6 +26,7 @@ from jaxcoder.cache import KVCache, init_cache
 from jaxcoder.config import ModelConfig
 from jaxcoder.hf_names import params_from_hf, tensor_shapes
 from jaxcoder.model import GPTBigCode, init_params
+from jaxcoder.self_attention import self_attention
 
 # Float32 has 7 digits; two layers lose about one of them on logits of order 10.
 FLOAT32_TOLERANCE = 1e-5
@@ -201,6 +202,15 @@ def test_in_one_segment_or_with_positions_running_on_packed_documents_do_see_eac
         assert np.array_equal(without[:9], both[:9]), name
 
 
+def test_dropout_with_a_cache_is_refused() -> None:
+    cache = init_cache(MQA, 1, 8, np.float32)
+    rngs = {"dropout": jax.random.key(0)}
+    with pytest.raises(ValueError, match="train and a cache were both given"):
+        GPTBigCode(MQA).apply(
+            {"params": random_params(MQA)}, random_tokens(1, 4), cache=cache, train=True, rngs=rngs
+        )
+
+
 def test_segment_ids_with_a_cache_are_refused() -> None:
     tokens = random_tokens(1, 4)
     cache = init_cache(MQA, 1, 8, np.float32)
@@ -222,14 +232,12 @@ def test_attention_in_query_blocks_equals_attention_at_once(
     arguments = packed(random_tokens(9), random_tokens(12, seed=2))
     model = GPTBigCode(config)
 
-    def logits() -> list[np.ndarray]:
-        def both(params: dict, cache: KVCache) -> list[jax.Array]:
-            segmented, _ = model.apply({"params": params}, **arguments)
-            cached, _ = model.apply({"params": params}, arguments["tokens"], cache=cache)
-            return [segmented, cached]
+    def logits() -> np.ndarray:
+        def cached(params: dict, cache: KVCache) -> jax.Array:
+            return model.apply({"params": params}, arguments["tokens"], cache=cache)[0]
 
         # Compiled afresh each time: the block size is read while tracing.
-        return jax.device_get(jax.jit(both)(params, init_cache(config, 1, 32, np.float32)))
+        return jax.device_get(jax.jit(cached)(params, init_cache(config, 1, 32, np.float32)))
 
     at_once = logits()
     calls = []
@@ -242,9 +250,8 @@ def test_attention_in_query_blocks_equals_attention_at_once(
     monkeypatch.setattr(layers, "QUERY_BLOCK", 4)
     monkeypatch.setattr(layers, "product", counted)
     in_blocks = logits()
-    assert calls.count("bkrh,bskh->bkrs") == 2 * config.n_layer * 6
-    for blocked, whole in zip(in_blocks, at_once, strict=True):
-        assert np.abs(blocked - whole).max() <= REORDERED_TOLERANCE
+    assert calls.count("bkrh,bskh->bkrs") == config.n_layer * 6
+    assert np.abs(in_blocks - at_once).max() <= REORDERED_TOLERANCE
 
 
 def dropout_outputs(
@@ -269,38 +276,30 @@ def dropout_outputs(
 
 def rate_name(path: tuple[str, ...]) -> str:
     """The config field that the dropout at `path` must obey."""
-    if path == ("dropout",):
-        return "embd_pdrop"
-    return "attn_pdrop" if path[1:] == ("attn", "Dropout_0") else "resid_pdrop"
+    return "embd_pdrop" if path == ("dropout",) else "resid_pdrop"
 
 
-def zero_fraction(path: tuple[str, ...], output: np.ndarray) -> float:
-    """The share of zeros; of attention weights only those at or below the diagonal count."""
-    if rate_name(path) == "attn_pdrop":
-        length = output.shape[-1]
-        by_head = output.reshape(-1, length, length)  # rows of [B, K, G·T, S] are head by head
-        output = by_head[:, np.tril(np.ones((length, length), bool))]
-    return float((output == 0).mean())
-
-
-@pytest.mark.parametrize("name", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
+@pytest.mark.parametrize("name", ["embd_pdrop", "resid_pdrop"])
 def test_each_dropout_rate_acts_alone_and_at_its_rate(name: str) -> None:
-    """One rate at a time is 0.3: its dropouts zero that share, the others zero nothing."""
+    """One rate at a time is 0.3: its dropouts zero that share, the others zero nothing.
+
+    For the weights of attention see test_self_attention.py.
+    """
     rate = 0.3
     outputs = dropout_outputs(
         dataclasses.replace(MQA, **{name: rate}), random_params(MQA), train=True
     )
-    assert len(outputs) == 1 + 3 * MQA.n_layer
+    assert len(outputs) == 1 + 2 * MQA.n_layer
     acted = 0
     for path, output in outputs.items():
-        fraction = zero_fraction(path, output)
+        fraction = float((output == 0).mean())
         if rate_name(path) == name:
             acted += 1
             # At least 2300 entries: 5 standard deviations of the measured share.
             assert abs(fraction - rate) < 5 * np.sqrt(rate * (1 - rate) / 2300), path
         else:
             assert fraction == 0, path
-    assert acted == {"embd_pdrop": 1, "attn_pdrop": 2, "resid_pdrop": 4}[name]
+    assert acted == {"embd_pdrop": 1, "resid_pdrop": 4}[name]
 
 
 def test_kept_values_are_scaled_up_by_the_dropout() -> None:
@@ -311,6 +310,24 @@ def test_kept_values_are_scaled_up_by_the_dropout() -> None:
     whole = dropout_outputs(config, params, train=False)[("dropout",)]
     kept = dropped != 0
     assert np.allclose(dropped[kept], whole[kept] / 0.7, rtol=1e-6, atol=0)
+
+
+def test_dropout_of_attention_weights_acts_in_training_with_a_key_of_each_layer() -> None:
+    """The layers' keys differ: one key would drop the same weights in all of them."""
+    config = dataclasses.replace(MQA, attn_pdrop=0.3)
+    params, tokens = random_params(MQA), random_tokens(1, LENGTH)
+    keys = []
+
+    def spy(*args: jax.Array, dropout_key: jax.Array, **choices: object) -> jax.Array:
+        keys.append(jax.random.key_data(dropout_key).tolist())
+        return self_attention(*args, dropout_key=dropout_key, **choices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "self_attention", spy)
+        rngs = {"dropout": jax.random.key(3)}
+        out, _ = GPTBigCode(config).apply({"params": params}, tokens, train=True, rngs=rngs)
+    assert len({*map(tuple, keys)}) == config.n_layer
+    assert np.abs(out - full_logits(MQA, params, tokens)).max() > 0.01
 
 
 def test_dropout_is_off_at_inference_and_needs_a_key_in_training() -> None:

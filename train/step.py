@@ -24,6 +24,14 @@ from .optimizer import learning_rate, make_optimizer
 
 Array = jax.Array
 
+# XLA's default order of operations on CPU starts all that could run at once, and holds what they
+# give. In this order the step needs less memory and no more time; other backends ignore the option.
+_MEMORY_ORDER = (
+    {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    if jax.__version_info__ >= (0, 10, 2)
+    else {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+)
+
 
 class BatchLike(Protocol):
     """What a step reads of a batch, a NamedTuple (see data.py)."""
@@ -118,7 +126,9 @@ def bad_tensors(params: dict, metrics: Metrics) -> list[str]:
     return [name for name, ok in zip(tensor_names(params), flags, strict=True) if not ok]
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnums=0)
+@functools.partial(
+    jax.jit, static_argnames="config", donate_argnums=0, compiler_options=_MEMORY_ORDER
+)
 def train_step(
     state: TrainState, batch: BatchLike, *, config: StepConfig
 ) -> tuple[TrainState, Metrics]:
