@@ -1,9 +1,10 @@
 """Bits per byte of held-out files: how well a model predicts text it never saw.
 
-Each file is scored by itself, in windows of n_positions tokens that overlap by half; a token is
-scored once, in the first window it is a target of, so that every one beyond the first window has
-at least half a window of context. The first token of a file has none: it counts log2 of the
-vocabulary's size. The end of text is not scored.
+Each file is scored by itself, in windows that overlap by half; a token is scored once, in the
+first window it is a target of, so that every one beyond the first window has at least half a
+window of context. A window is n_positions less what training reserves: at the last positions of a
+row nothing stands but the ends of middles. The first token of a file has no context: it counts
+log2 of the vocabulary's size. The end of text is not scored.
 """
 
 import functools
@@ -17,6 +18,7 @@ import numpy as np
 
 from jaxcoder import Generator
 from jaxcoder.model import GPTBigCode
+from train.pieces import RESERVE
 
 from .intervals import bootstrap
 
@@ -80,7 +82,7 @@ def _scores(
     generator: Generator, ids: Sequence[Sequence[int]]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each batch of windows: the file each belongs to, and its nats over scored targets."""
-    size = generator.config.n_positions
+    size = generator.config.n_positions - RESERVE
     windows = [
         (file, w) for file, tokens in enumerate(ids) for w in plan_windows(len(tokens), size)
     ]

@@ -2,8 +2,10 @@
 
 The prompt is the file up to the docstring's closing quotes, without the line's end: the tokenizer
 joins it with the indentation that follows, so that a lone newline would ask for a line at the
-margin. The body ends before the first line indented less than the docstring. Where it has not
-ended when the tokens run out, what follows the last complete line is dropped.
+margin. Prompt and body keep clear of the positions that training reserves, where it shows nothing
+but the ends of middles: a model writes the end of text there. The body ends before the first line
+indented less than the docstring. Where it has not ended when the tokens run out, what follows the
+last complete line is dropped.
 """
 
 import ast
@@ -16,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxcoder import Generator
+from train.pieces import RESERVE
 
 from .intervals import share
 
@@ -132,7 +135,7 @@ def function_bodies(
     Raises:
       ValueError: fewer headers than `count`, or a window that is too short.
     """
-    room = generator.config.n_positions - NEW_TOKENS
+    room = generator.config.n_positions - RESERVE - NEW_TOKENS
     headers = _choose(generator, texts, room, count=count, seed=seed)
     context = _CONTEXT_CHARACTERS * generator.config.n_positions
     prompts = [

@@ -3,7 +3,8 @@
 The hole is the end of the line before and the line itself: a prompt that ended after the newline
 would cut the token that joins it with the indentation, which left-to-right completion pays for
 and infilling, trained on cuts anywhere, does not. Both get the same new tokens; left to right
-gets all the text before that fits. Both are greedy, and cut at the line's end.
+gets all the text before that fits in front of the positions that training reserves for the ends
+of middles. Both are greedy, and cut at the line's end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcoder import Generator
+from train.pieces import RESERVE
 
 from .intervals import bootstrap, share
 
@@ -68,7 +70,7 @@ def compare_infill(
       ValueError: fewer lines than `count`.
     """
     holes = _choose(texts, generator.config.n_positions, count=count, seed=seed)
-    room = generator.config.n_positions - NEW_TOKENS
+    room = generator.config.n_positions - RESERVE - NEW_TOKENS
     prompts = {
         "psm": [
             generator.infill_prompt(hole.prefix, hole.suffix, max_new_tokens=NEW_TOKENS).tokens

@@ -110,6 +110,7 @@ def test_every_number_has_a_rule(value: object) -> None:
     [
         ("fim.rate", 1.5, "a number from 0 to 1"),
         ("fim.spm_rate", -0.5, "a number from 0 to 1"),
+        ("fim.line_rate", 2, "a number from 0 to 1"),
         ("source.validation_share", 1.0, "a number from 0 to below 1"),
         ("optimizer.beta2", 1.0, "below 1"),
         ("optimizer.peak_lr", 0.0, "above 0"),
@@ -142,6 +143,13 @@ def test_the_smallest_sizes_are_accepted() -> None:
     assert "at least 23" in message_of(
         changed(changed(GOOD, "model", "some/model"), "batch.seq_len", 22)
     )
+
+
+def test_lines_are_found_in_characters_only() -> None:
+    bad = changed(changed(GOOD, "fim.line_rate", 0.5), "fim.cut", "token")
+    assert "fim.line_rate: 0.5 with fim.cut 'token'" in message_of(bad)
+    check_config(changed(GOOD, "fim.line_rate", 0.5))
+    check_config(changed(GOOD, "fim.cut", "token"))
 
 
 def test_a_loss_on_middles_needs_middles() -> None:

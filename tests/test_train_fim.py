@@ -1,5 +1,6 @@
 """Fill-in-the-middle examples: BigCode's cuts and orders, without the public scripts' defects."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from train.fim import Example, make_example, unpermute
 from train.pieces import RESERVE
 
 ALWAYS = FimConfig(rate=1.0)
+ALWAYS_LINES = FimConfig(rate=1.0, line_rate=1.0)
 ALWAYS_TOKENS = FimConfig(rate=1.0, cut="token")
 CODE = "def f(x):\n    return 12 + x  # é 🙂\n"
 
@@ -80,6 +82,43 @@ def test_parts_are_cut_at_characters_and_tokenised_separately(tokenizer: Tokeniz
         assert [tokenizer.encode(text) for text in texts] == list(parts)
         inside_a_token += [*itertools.chain(*parts)] != tokenizer.encode(CODE)
     assert inside_a_token > 20, "cuts fall inside tokens too"
+
+
+def test_a_line_rate_takes_out_whole_lines_each_as_often(tokenizer: Tokenizer) -> None:
+    """From the end of a line to the end of the next: never the first, nor one that goes on."""
+    text = "a = 1\n\n    bé = 2\nc\nd = unfinished"
+    count = 1500
+    seen = Counter()
+    for piece in range(count):
+        example = example_of(text, (0, 0, piece), tokenizer, config=ALWAYS_LINES)
+        prefix, middle, suffix = map(tokenizer.decode, parts_of(example, tokenizer))
+        assert prefix + middle + suffix == text
+        assert suffix.startswith("\n")
+        seen[middle] += 1
+    assert set(seen) == {"\n", "\n    bé = 2", "\nc"}
+    assert stats.chisquare(list(seen.values())).pvalue > 1e-3
+
+
+def test_a_line_rate_leaves_the_other_draws_and_text_without_lines_alone(
+    tokenizer: Tokenizer,
+) -> None:
+    """Half of the permuted pieces, within the interval; the rest are what they were without it."""
+    half = dataclasses.replace(ALWAYS, line_rate=0.5)
+    changed = 0
+    for piece in range(400):
+        before, now = (
+            example_of(CODE * 3, (0, 0, piece), tokenizer, config=config)
+            for config in (ALWAYS, half)
+        )
+        assert before.kind == now.kind
+        middle = tokenizer.decode(parts_of(now, tokenizer)[1])
+        if before.ids.tolist() != now.ids.tolist():
+            changed += 1
+            assert middle.startswith("\n") and middle.count("\n") == 1
+        one_line = example_of("a = 1\n", (0, 0, piece), tokenizer, config=ALWAYS_LINES)
+        uniform = example_of("a = 1\n", (0, 0, piece), tokenizer)
+        assert one_line.ids.tolist() == uniform.ids.tolist()
+    assert within_interval(changed, 400, 0.5)
 
 
 def test_token_cuts_keep_the_ids_and_split_no_character(tokenizer: Tokenizer) -> None:

@@ -49,7 +49,7 @@ Base model: {_base(config, base)}.
 Shape: {model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, vocabulary \
 {model.vocab_size}, {model.n_positions} positions.
 Data: `{config.data}`, objective: fill-in-the-middle, rate {config.fim.rate}, of it \
-{config.fim.spm_rate} suffix first.
+{config.fim.spm_rate} suffix first{_line_share(config)}.
 Tokens seen: up to {step * config.batch.size * config.batch.seq_len:,}.
 
 ## Licence
@@ -69,6 +69,10 @@ Trained with `python -m train {config.preset or "PRESET"}` of jaxcoder (commit \
 {settings}
 ```
 """
+
+
+def _line_share(config: TrainConfig) -> str:
+    return f" and {config.fim.line_rate} with one line missing" if config.fim.line_rate else ""
 
 
 def _base(config: TrainConfig, base: Path | None) -> str:

@@ -64,6 +64,8 @@ class FimConfig:
     """Permute each piece of a document by itself, or the whole document before it is split."""
     cut: Literal["character", "token"] = "character"
     """Where cuts may fall: character cuts are BigCode's, token cuts are faster."""
+    line_rate: float = 0.0
+    """Of the permuted ones, the share whose middle is one whole line; character cuts only."""
 
 
 @dataclass(frozen=True)

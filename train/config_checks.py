@@ -86,7 +86,7 @@ _FIELDS = {
         loop.eval_infills loop.eval_samples
     """,
     "seed": "seed",
-    "share": "source.error_budget fim.rate fim.spm_rate optimizer.final_lr_ratio",
+    "share": "source.error_budget fim.rate fim.spm_rate fim.line_rate optimizer.final_lr_ratio",
     "below one": "source.validation_share shape.dropout optimizer.beta1 optimizer.beta2",
     "positive": "optimizer.peak_lr optimizer.epsilon optimizer.clip_norm lora.alpha",
     "not negative": "optimizer.weight_decay optimizer.z_loss",
@@ -170,6 +170,11 @@ def _relation_problems(config: TrainConfig) -> Iterator[str]:
     warmup, steps = config.optimizer.warmup_steps, config.loop.steps
     if _is_index(warmup) and _is_count(steps) and warmup >= steps:
         yield f"optimizer.warmup_steps: {warmup}, expected fewer than loop.steps {steps}"
+    if config.fim.line_rate and config.fim.cut == "token":
+        yield (
+            f"fim.line_rate: {config.fim.line_rate!r} with fim.cut 'token', expected 0: lines are "
+            "found in characters; set fim.cut to 'character'"
+        )
     if config.batch.loss == "middle" and config.fim.rate == 0:
         yield "batch.loss: 'middle' with fim.rate 0, expected a rate above 0: nothing would count"
     if config.lora.rank and not config.model:

@@ -5,6 +5,9 @@ from 0 to the number of characters, both ends included, so any part may be empty
 and suffix are tokenised separately; the middle comes last and ends with eos. Unlike there, what is
 drawn depends on the seed, the epoch and the piece alone, and nothing is truncated.
 
+Two cuts drawn like this are a third of a piece apart on average: a middle as short as one line is
+rare. `line_rate` gives a share of the permuted pieces one whole line for a middle; BigCode's is 0.
+
 Where eos stands. A permuted piece always ends with it: it says that the middle meets the suffix.
 A plain piece ends with it only where its document ends: elsewhere the text goes on.
 
@@ -64,7 +67,7 @@ def make_example(
       ends_document: the piece is the last of its document.
       header: how many ids at the front are a header.
     """
-    permuted, reordered, *cuts = _draws(key)
+    permuted, reordered, first, second, by_line, line = _draws(key)
     eos = [tokenizer.end_of_text]
     plain = Example(
         np.array([*ids, *(eos if ends_document else [])], np.int32), (0, 0), "plain", False
@@ -72,8 +75,11 @@ def make_example(
     body = ids[header:].tolist()
     if not body or not _happens(permuted, config.rate):
         return plain
-    cut = _cut_characters if config.cut == "character" else _cut_tokens
-    parts = cut(body, cuts, tokenizer)
+    if config.cut == "token":
+        parts = _cut_tokens(body, (first, second), tokenizer)
+    else:
+        line_draw = line if _happens(by_line, config.line_rate) else None
+        parts = _cut_text(body, (first, second), line_draw, tokenizer)
     if parts is None:
         return plain
     prefix, middle, suffix = parts
@@ -109,11 +115,11 @@ def unpermute(ids: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def _draws(key: tuple[int, ...]) -> list[int]:
-    """Four integers of 64 bits: permute?, which order?, and the two cuts.
+    """Six integers of 64 bits: permute?, which order?, two cuts, one line?, and which line.
 
     NumPy keeps the values of `SeedSequence` fixed over its releases, not those of `Generator`.
     """
-    return np.random.SeedSequence((_CUTS, *key)).generate_state(4, np.uint64).tolist()
+    return np.random.SeedSequence((_CUTS, *key)).generate_state(6, np.uint64).tolist()
 
 
 def _happens(draw: int, rate: float) -> bool:
@@ -125,7 +131,9 @@ def _up_to(draw: int, highest: int) -> int:
     return draw * (highest + 1) >> 64
 
 
-def _cut_characters(ids: list[int], draws: list[int], tokenizer: Tokenizer) -> Parts | None:
+def _cut_text(
+    ids: list[int], draws: tuple[int, int], line_draw: int | None, tokenizer: Tokenizer
+) -> Parts | None:
     """Prefix, middle, suffix of the text, each tokenised by itself; None: it is not text."""
     raw = b"".join(map(tokenizer.token_bytes, ids))
     try:
@@ -133,12 +141,26 @@ def _cut_characters(ids: list[int], draws: list[int], tokenizer: Tokenizer) -> P
     except UnicodeDecodeError:
         return None
     first, second = sorted(_up_to(draw, len(text)) for draw in draws)
+    if line_draw is not None:
+        first, second = _line_cuts(text, line_draw) or (first, second)
     parts = text[:first], text[first:second], text[second:]
     prefix, middle, suffix = map(tokenizer.encode, parts)
     return prefix, middle, suffix
 
 
-def _cut_tokens(ids: list[int], draws: list[int], tokenizer: Tokenizer) -> Parts:
+def _line_cuts(text: str, draw: int) -> tuple[int, int] | None:
+    """From the end of one line to the end of the next, of all lines that end; None: there is none.
+
+    The newline before a line belongs to the middle: tokenizers join it with the indentation.
+    """
+    ends = [offset for offset, character in enumerate(text) if character == "\n"]
+    if len(ends) < 2:
+        return None
+    line = _up_to(draw, len(ends) - 2)
+    return ends[line], ends[line + 1]
+
+
+def _cut_tokens(ids: list[int], draws: tuple[int, int], tokenizer: Tokenizer) -> Parts:
     """Prefix, middle, suffix of the ids, moved back to where a token starts a character."""
     first, second = sorted(
         character_start(ids, _up_to(draw, len(ids)), tokenizer=tokenizer) for draw in draws
