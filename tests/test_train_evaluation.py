@@ -52,6 +52,7 @@ class Rigged:
 
     known: tuple[int, ...] = ()
     asked: list[tuple[str, str]]
+    rambles = False
     most_new_tokens: int
 
     def __init__(self, model: Any, params: dict, tokenizer: Tokenizer, *, dtype: Any) -> None:
@@ -62,19 +63,18 @@ class Rigged:
         self.asked.append((prefix, suffix))
         return InfillPrompt([len(self.asked) - 1], (0, 0))
 
-    def generate(
-        self, prompts: list[list[int]], *, max_new_tokens: int, stop: str = ""
-    ) -> list[Written]:
+    def generate(self, prompts: list[list[int]], *, max_new_tokens: int) -> list[Written]:
         type(self).most_new_tokens = max_new_tokens
-        if not stop:
-            return [Written(f"after {self._tokenizer.decode(prompt)!r}") for prompt in prompts]
-        return [Written(self._middle(*self.asked[number])) for (number,) in prompts]
+        if self.asked:  # for holes, by their numbers
+            return [Written(self._middle(*self.asked[number])) for (number,) in prompts]
+        return [Written(f"after {self._tokenizer.decode(prompt)!r}") for prompt in prompts]
 
     def _middle(self, prefix: str, suffix: str) -> str:
         for number in self.known:
             text = TEXTS[number]
             if text.startswith(prefix) and text.endswith(suffix):
-                return f" {text[len(prefix) : len(text) - len(suffix)]}\t"
+                written = f" {text[len(prefix) : len(text) - len(suffix)]}\t"
+                return written + "\nand so on\n" * self.rambles
         return "something else"
 
 
@@ -193,20 +193,29 @@ def test_exact_match_is_the_share_of_lines_returned(
     rigged.known = known
     figures = validation_of(tokenizer).infill({})
     assert figures == {"infill_exact_match": len(known) / 3, "infill_lines": 3.0}
+    rigged.rambles = True
+    assert validation_of(tokenizer).infill({}) == figures
+
+
+def text_around(prefix: str, suffix: str = "") -> int:
+    """The number of the text that begins and ends so, of those with lines."""
+    (number,) = [n for n in WITH_LINES if TEXTS[n].startswith(prefix) and TEXTS[n].endswith(suffix)]
+    return number
 
 
 def test_what_infill_is_asked(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:
-    """One whole line of each held-out text, never the first, and all that is around it."""
+    """One line of each held-out text with the break before it, and all that is around it."""
     validation_of(tokenizer).infill({})
+    assert {text_around(*hole) for hole in rigged.asked} == set(WITH_LINES)
     assert len(rigged.asked) == len(WITH_LINES)
-    for (prefix, suffix), number in zip(rigged.asked, WITH_LINES, strict=True):
-        text = TEXTS[number]
-        line = text[len(prefix) : len(text) - len(suffix)]
-        assert prefix + line + suffix == text
-        assert len(line.strip()) >= 6
-        assert prefix.endswith("\n")
+    for prefix, suffix in rigged.asked:
+        text = TEXTS[text_around(prefix, suffix)]
+        middle = text[len(prefix) : len(text) - len(suffix)]
+        assert prefix + middle + suffix == text
+        assert len(middle.strip()) >= 6
+        assert not prefix.endswith(("\n", "\r")) and middle.startswith(("\n", "\r\n"))
         assert suffix.startswith(("\n", "\r\n")) or not suffix
-        assert "\n" not in line and "\r" not in line
+        assert len(middle.splitlines()) == 2
 
 
 def test_a_header_is_not_asked_for(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:
@@ -215,9 +224,19 @@ def test_a_header_is_not_asked_for(tokenizer: Tokenizer, rigged: type[Rigged]) -
     ids = [header + tokenizer.encode(text) for text in TEXTS]
     store = store_of_ids(ids, validation=HELD_OUT, header=len(header))
     Validation(store, MODEL, tokenizer, config=CONFIG).infill({})
-    assert len(rigged.asked) == len(WITH_LINES)
-    for (prefix, _), number in zip(rigged.asked, WITH_LINES, strict=True):
-        assert TEXTS[number].startswith(prefix)
+    assert {text_around(*hole) for hole in rigged.asked} == set(WITH_LINES)
+
+
+def test_the_lines_are_not_those_of_the_first_documents(
+    tokenizer: Tokenizer, rigged: type[Rigged]
+) -> None:
+    """Documents lie in the order of their names: one package was the whole validation."""
+    chosen = set()
+    for seed in range(20):
+        config = dataclasses.replace(CONFIG, seed=seed)
+        validation_of(tokenizer, config=config, eval_infills=1).infill({})
+        chosen |= {text_around(*hole) for hole in rigged.asked}
+    assert chosen == set(WITH_LINES)
 
 
 def test_lines_follow_from_the_seed(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:
@@ -237,8 +256,8 @@ def test_a_long_text_is_shown_around_the_hole(tokenizer: Tokenizer, rigged: type
     Validation(store, MODEL, tokenizer, config=CONFIG).infill({})
     ((prefix, suffix),) = rigged.asked
     assert max(len(prefix), len(suffix)) == 4096
-    line = text[text.index(prefix) + len(prefix) :].partition("\n")[0]
-    assert f"{prefix}{line}{suffix}" in text
+    line = text[text.index(prefix) + len(prefix) + 1 :].partition("\n")[0]
+    assert f"{prefix}\n{line}{suffix}" in text
 
 
 def test_samples_do_not_depend_on_infills(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:
@@ -247,8 +266,9 @@ def test_samples_do_not_depend_on_infills(tokenizer: Tokenizer, rigged: type[Rig
     assert len(both) == 2
     assert validation_of(tokenizer, eval_infills=0).samples({}) == both
     assert validation_of(tokenizer, eval_infills=1).samples({}) == both
-    for sample, number in zip(both, WITH_LINES, strict=False):
-        assert TEXTS[number].startswith(sample.prompt.removesuffix("\n"))
+    for sample in both:
+        assert sample.prompt == sample.prompt.rstrip("\r\n")
+        assert text_around(sample.prompt) in WITH_LINES
         assert sample.completion == f"after {sample.prompt!r}"
 
 

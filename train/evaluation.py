@@ -29,10 +29,14 @@ _CONTEXT = 1024
 
 
 class Hole(NamedTuple):
-    """One held-out line and what stands around it."""
+    """One held-out line and what stands around it.
+
+    The line break before it is taken out with it: tokenizers join one with the indentation, so
+    that a prefix which ended in it would ask for a line at the margin.
+    """
 
     prefix: str
-    line: str
+    middle: str
     suffix: str
 
 
@@ -65,12 +69,14 @@ class Validation:
             source = BatchSource(store, tokenizer, plain, split="validation")
             count = min(config.loop.eval_batches * parts, -(-source.rows_per_epoch // rows))
             self._batches = [source.batch(number)[0] for number in range(count)]
-        texts = _texts(store, documents, tokenizer)
+        # In an order of their own: documents lie in the order of their names.
+        shuffled = np.random.default_rng(config.seed).permutation(documents)
+        texts = _texts(store, shuffled, tokenizer)
         infills = config.loop.eval_infills if config.fim.rate > 0 else 0
         samples = config.loop.eval_samples
         holes = list(_holes(texts, seed=config.seed, count=max(infills, samples)))
         self._holes = holes[:infills]
-        self._beginnings = [hole.prefix + hole.line + "\n" for hole in holes[:samples]]
+        self._beginnings = [hole.prefix + hole.middle for hole in holes[:samples]]
         # A short context is shared by what is read and what is written.
         self._infill_tokens = min(_INFILL_TOKENS, model.n_positions // 2)
         self._sample_tokens = min(_SAMPLE_TOKENS, model.n_positions // 2)
@@ -101,6 +107,8 @@ class Validation:
     def infill(self, params: dict, *, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Share of held-out lines that greedy infilling returns, blanks at the ends aside.
 
+        What it writes after the line, where it does not end there, does not count.
+
         `check` is called before every few lines, and may raise to end it.
         """
         if not self._holes:
@@ -116,9 +124,9 @@ class Validation:
         for first in range(0, len(prompts), _INFILLS_AT_ONCE):
             check()
             some = prompts[first : first + _INFILLS_AT_ONCE]
-            completions += generator.generate(some, max_new_tokens=self._infill_tokens, stop="\n")
+            completions += generator.generate(some, max_new_tokens=self._infill_tokens)
         right = [
-            completion.text.strip() == hole.line.strip()
+            completion.text.strip().partition("\n")[0].rstrip() == hole.middle.strip()
             for completion, hole in zip(completions, self._holes, strict=True)
         ]
         return {"infill_exact_match": sum(right) / len(right), "infill_lines": float(len(right))}
@@ -148,7 +156,7 @@ def _texts(store: TokenStore, documents: np.ndarray, tokenizer: Tokenizer) -> It
 
 
 def _holes(texts: Iterator[str], *, seed: int, count: int) -> Iterator[Hole]:
-    """One line each of the first `count` held-out texts that have one of enough characters."""
+    """One line each of the first `count` texts that have one of enough characters."""
     if count == 0:
         return
     found = 0
@@ -159,9 +167,10 @@ def _holes(texts: Iterator[str], *, seed: int, count: int) -> Iterator[Hole]:
             continue
         draw = np.random.default_rng((seed, number))
         at = int(draw.choice(candidates[1:]))
-        line = lines[at].rstrip("\r\n")
-        before, after = "".join(lines[:at]), lines[at][len(line) :] + "".join(lines[at + 1 :])
-        yield Hole(before[-4 * _CONTEXT :], line, after[: 4 * _CONTEXT])
+        before, after = "".join(lines[:at]), "".join(lines[at:])
+        prefix, line = before.rstrip("\r\n"), lines[at].rstrip("\r\n")
+        middle = before[len(prefix) :] + line
+        yield Hole(prefix[-4 * _CONTEXT :], middle, after[len(line) :][: 4 * _CONTEXT])
         found += 1
         if found == count:
             return
