@@ -140,7 +140,9 @@ def _backward(
         (kept.queries, kept.keys, kept.values, kept.out, kept.normalisers)
     )
     drop = functools.partial(_dropout, rate=choices.dropout_rate, key=kept.dropout_key)
-    shift = (out * d_out).sum(axis=-1, keepdims=True)  # [B, T, K, G, 1]
+    # The sum over H as a product: fused with its factors, the reduction takes 10 times as long.
+    ones = jnp.ones(out.shape[-1:], jnp.float32)
+    shift = product("btkgh,h->btkg", out * d_out, ones, jnp.float32)[..., None]
     d_out = d_out.astype(dtype)
     dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for (start, stop), normaliser in zip(_blocks(q.shape[1]), normalisers, strict=True):
