@@ -1,11 +1,10 @@
-"""The parts of a block: the product with a weight, LayerNorm, attention, MLP.
+"""The parts of a block: Linear, LayerNorm, attention, MLP.
 
 Letters: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K queries
 to a key/value head, H head dim, D n_embd, F n_inner, V vocabulary.
 
-dtype rules. In float32 every product carries precision HIGHEST, because GPUs and TPUs default to
-less. In bfloat16 the operands of a product are bfloat16 and its accumulation is float32. The
-residual stream, LayerNorm, softmax and logits are float32 in both.
+dtype rules. A product's operands are of the model's dtype, see products.py. The residual stream,
+LayerNorm, softmax and logits are float32 in any.
 
 Source: transformers, ``modeling_gpt_bigcode.py`` and ``modeling_gpt2.py``.
 """
@@ -18,56 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import cache as kv_cache
+from .cached_attention import cached_attention
 from .config import ModelConfig
-from .self_attention import product, self_attention
+from .products import product, weight_product
+from .self_attention import self_attention
 
 Array = jax.Array
 Dtype = jnp.dtype
-
-# Above this many queries attention runs in blocks of as many, so that the scores held at once are
-# N * QUERY_BLOCK * S and not N * T * S.
-QUERY_BLOCK = 1024
-
-# Up to this many rows a product is written weight first: jax 0.7.2 on CPU otherwise transposes the
-# whole weight for every token (measured in docs/decisions/0003).
-_FEW_ROWS = 16
-
-
-def weight_product(x: Array, weight: Array, dtype: Dtype) -> Array:
-    """x [..., in] times weight [out, in] -> float32 [..., out]: the only product with a weight."""
-    rows = x.reshape(-1, x.shape[-1])
-    if weight.dtype != dtype:
-        out = _mixed_product(rows, weight, dtype)
-    elif len(rows) <= _FEW_ROWS:
-        out = product("oi,ri->or", weight, rows, dtype).T
-    else:
-        out = product("ri,oi->ro", rows, weight, dtype)
-    return out.reshape(*x.shape[:-1], weight.shape[0])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mixed_product(rows: Array, weight: Array, dtype: Dtype) -> Array:
-    """rows [R, in], weight [out, in] of another dtype -> float32 [R, out].
-
-    Left to itself, JAX multiplies the float32 gradient with `dtype` operands and rounds what comes
-    out to `dtype`; here the gradient is rounded before the product, whose sums stay float32.
-    """
-    return product("ri,oi->ro", rows, weight, dtype)
-
-
-def _mixed_forward(rows: Array, weight: Array, dtype: Dtype) -> tuple[Array, tuple[Array, Array]]:
-    rows = rows.astype(dtype)
-    return product("ri,oi->ro", rows, weight, dtype), (rows, weight)
-
-
-def _mixed_backward(dtype: Dtype, kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
-    rows, weight = kept
-    d_out = d_out.astype(dtype)
-    d_weight = product("ro,ri->oi", d_out, rows, dtype)
-    return product("ro,oi->ri", d_out, weight, dtype), d_weight.astype(weight.dtype)
-
-
-_mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
 class Linear(nn.Module):
@@ -105,9 +61,9 @@ class LayerNorm(nn.Module):
 def _normalise(epsilon: float, x: Array, weight: Array, bias: Array) -> Array:
     """x [B, T, D] with mean 0 and variance 1 in each row, times weight [D], plus bias [D].
 
-    The backward pass keeps x and computes the rest again. Its means over a row are products with
-    the weight: as reductions, which XLA's CPU backend fuses with their factors, they took 10 times
-    as long (docs/lab-notes.md).
+    The backward pass asks for x alone and computes the rest again. Its means over a row are
+    products with the weight: as reductions, which XLA's CPU backend fuses with their factors,
+    they took 10 times as long (docs/lab-notes.md).
     """
     normed, _ = _standardised(epsilon, x)
     return normed * weight[None, None, :] + bias[None, None, :]
@@ -142,60 +98,6 @@ def _standardised(epsilon: float, x: Array) -> tuple[Array, Array]:
 
 
 _normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def cached_attention(
-    q: Array, k: Array, v: Array, *, q_slots: Array, scale: float, dtype: Dtype
-) -> Array:
-    """softmax(scale · q·k) v over the slots up to each query's own.
-
-    Args:
-      q: [B, T, N, H].
-      k, v: [B, S, K, H]; K divides N, and head n reads key/value head n // (N / K).
-      q_slots: int32 [B, T]: the key slot each query sits in; it sees slots up to that one.
-      scale: factor on the scores.
-      dtype: of the operands; scores, softmax and sums are float32.
-
-    Returns:
-      float32 [B, T, N, H].
-    """
-    length, n_head, n_kv_head = q.shape[1], q.shape[2], k.shape[2]
-    key_slots = jnp.arange(k.shape[1])
-
-    def attend(queries: Array, slots: Array) -> Array:
-        visible = key_slots[None, None, :] <= slots[:, :, None]  # [B, T, S]
-        rows = _rows_by_kv_head(queries * scale, n_kv_head)
-        scores = product("bkrh,bskh->bkrs", rows, k, dtype)
-        # Every query sees itself, so no row is without a finite score.
-        is_visible = jnp.tile(visible, (1, n_head // n_kv_head, 1))[:, None]
-        scores = jnp.where(is_visible, scores, -jnp.inf)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        # Divided after the product: H columns, not S.
-        mixed = product("bkrs,bskh->bkrh", weights, v, dtype)
-        return _heads_of_rows(mixed / weights.sum(axis=-1, keepdims=True), n_head)
-
-    blocks = [
-        attend(q[:, start : start + QUERY_BLOCK], q_slots[:, start : start + QUERY_BLOCK])
-        for start in range(0, length, QUERY_BLOCK)
-    ]
-    return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
-
-
-def _rows_by_kv_head(q: Array, n_kv_head: int) -> Array:
-    """[B, T, N, H] -> [B, K, G·T, H]: all rows that read one key/value head, as one matrix.
-
-    Measured against a product with separate axes: 17 % fewer milliseconds per token at 4,096 slots.
-    """
-    batch, length, n_head, head_dim = q.shape
-    grouped = q.reshape(batch, length, n_kv_head, n_head // n_kv_head, head_dim)
-    return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, n_kv_head, -1, head_dim)
-
-
-def _heads_of_rows(rows: Array, n_head: int) -> Array:
-    """[B, K, G·T, H] -> [B, T, N, H]: undoes `_rows_by_kv_head`."""
-    batch, n_kv_head, _, head_dim = rows.shape
-    grouped = rows.reshape(batch, n_kv_head, n_head // n_kv_head, -1, head_dim)
-    return grouped.transpose(0, 3, 1, 2, 4).reshape(batch, -1, n_head, head_dim)
 
 
 class Attention(nn.Module):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from .cache import KVCache
 from .config import ModelConfig
-from .layers import Block, LayerNorm, weight_product
+from .layers import Block, LayerNorm
+from .products import weight_product
 
 Array = jax.Array
 

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .products import product
+
 Array = jax.Array
 Dtype = jnp.dtype
 
@@ -24,10 +26,6 @@ Dtype = jnp.dtype
 # its own in the compiled program.
 _LEAST_BLOCK = 256
 _MOST_BLOCKS = 8
-
-
-# Dropout compares 16 random bits with the rate, which costs half of what 32 do.
-_DROPOUT_BITS = 16
 
 
 class _Choices(NamedTuple):
@@ -48,18 +46,6 @@ class _Kept(NamedTuple):
     normalisers: tuple[Array, ...]  # of each block [B, K, R, 1]
 
 
-def product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
-    """einsum(spec, a, b) with operands in `dtype`, accumulated and returned in float32."""
-    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
-    return jnp.einsum(
-        spec,
-        a.astype(dtype),
-        b.astype(dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-
-
 def self_attention(
     q: Array,
     k: Array,
@@ -74,8 +60,8 @@ def self_attention(
     """softmax(scale · q·k) v over the tokens up to each query's own, in the same segment.
 
     Args:
-      q: [B, T, N, H].
-      k, v: [B, T, K, H]; K divides N, and head n reads key/value head n // (N / K).
+      q: float32 [B, T, N, H].
+      k, v: float32 [B, T, K, H]; K divides N, and head n reads key/value head n // (N / K).
       scale: factor on the scores.
       dtype: of the operands; scores, softmax and sums are float32.
       segment_ids: int32 [B, T] or None: tokens see their own segment only.
@@ -135,11 +121,11 @@ def _backward(
 ) -> tuple[Array, Array, Array, None, None]:
     dtype = choices.dtype
     segment_ids = kept.segment_ids
-    # Or the compiler finds the forward pass's weights equal to these, and keeps them all.
-    q, k, v, out, normalisers = lax.optimization_barrier(
-        (kept.queries, kept.keys, kept.values, kept.out, kept.normalisers)
+    # Or the compiler finds the forward pass's weights and masks equal to these, and keeps them all.
+    q, k, v, dropout_key, out, normalisers = lax.optimization_barrier(
+        (kept.queries, kept.keys, kept.values, kept.dropout_key, kept.out, kept.normalisers)
     )
-    drop = functools.partial(_dropout, rate=choices.dropout_rate, key=kept.dropout_key)
+    drop = functools.partial(_dropout, rate=choices.dropout_rate, key=dropout_key)
     # The sum over H as a product: fused with its factors, the reduction takes 10 times as long.
     ones = jnp.ones(out.shape[-1:], jnp.float32)
     shift = product("btkgh,h->btkg", out * d_out, ones, jnp.float32)[..., None]
@@ -186,9 +172,8 @@ def _dropout(weights: Array, rate: float, key: Array | None, start: int) -> Arra
     """The same weights are dropped each time it is asked for the block that starts at `start`."""
     if not rate:
         return weights
-    bits = jax.random.bits(jax.random.fold_in(key, start), weights.shape, jnp.uint16)
-    kept = round((1 - rate) * 2**_DROPOUT_BITS)
-    return jnp.where(bits < kept, weights * (2**_DROPOUT_BITS / kept), 0)
+    kept = jax.random.bernoulli(jax.random.fold_in(key, start), 1 - rate, weights.shape)
+    return jnp.where(kept, weights / (1 - rate), 0)
 
 
 def _by_row(a: Array, start: int, stop: int) -> Array:

@@ -62,9 +62,11 @@ LIBRARY = {
     ),
     "cache": Allowed("config", "jax numpy"),
     "sampling": Allowed("config", "jax numpy"),
-    "self_attention": Allowed("", "jax"),
-    "layers": Allowed("config cache self_attention", "jax flax"),
-    "model": Allowed("config cache layers", "jax flax"),
+    "products": Allowed("", "jax"),
+    "self_attention": Allowed("products", "jax"),
+    "cached_attention": Allowed("products", "jax"),
+    "layers": Allowed("config cache products self_attention cached_attention", "jax flax"),
+    "model": Allowed("config cache layers products", "jax flax"),
     "generate": Allowed("arguments config cache model sampling", "jax numpy"),
     "completion": Allowed("text_stream timing", "numpy"),
     "row_decoder": Allowed("completion generate model sampling timing tokenizer", "numpy tqdm"),
@@ -99,7 +101,7 @@ USES = {
     ),
     "train": (
         "errors diagnostics problems durable devices json_file config hf_names hub fim tokenizer "
-        "checkpoint cache sampling layers model generate generator"
+        "checkpoint cache sampling products layers model generate generator"
     ),
     "benchmarks": " ".join(["__init__", *LIBRARY]),
 }

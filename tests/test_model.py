@@ -21,7 +21,7 @@ from model_cases import (
     to_jax,
 )
 
-from jaxcoder import layers
+from jaxcoder import cached_attention, layers, products
 from jaxcoder.cache import KVCache, init_cache
 from jaxcoder.config import ModelConfig
 from jaxcoder.hf_names import params_from_hf, tensor_shapes
@@ -150,10 +150,10 @@ def test_few_rows_and_many_rows_multiply_alike() -> None:
     """The two orders of `weight_product` agree on both sides of the limit between them."""
     rng = np.random.default_rng(0)
     weight = jnp.asarray(rng.standard_normal((7, 24)), jnp.float32)
-    for rows in (1, layers._FEW_ROWS, layers._FEW_ROWS + 1, 40):
+    for rows in (1, products._FEW_ROWS, products._FEW_ROWS + 1, 40):
         x = jnp.asarray(rng.standard_normal((rows, 24)), jnp.float32)
         expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
-        got = np.asarray(layers.weight_product(x, weight, jnp.float32))
+        got = np.asarray(products.weight_product(x, weight, jnp.float32))
         assert got.shape == (rows, 7)
         assert np.abs(got - expected).max() <= 1e-5
 
@@ -241,14 +241,14 @@ def test_attention_in_query_blocks_equals_attention_at_once(
 
     at_once = logits()
     calls = []
-    product = layers.product
+    product = products.product
 
     def counted(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
         calls.append(spec)
         return product(spec, a, b, dtype)
 
-    monkeypatch.setattr(layers, "QUERY_BLOCK", 4)
-    monkeypatch.setattr(layers, "product", counted)
+    monkeypatch.setattr(cached_attention, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(cached_attention, "product", counted)
     in_blocks = logits()
     assert calls.count("bkrh,bskh->bkrs") == config.n_layer * 6
     assert np.abs(in_blocks - at_once).max() <= REORDERED_TOLERANCE

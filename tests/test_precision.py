@@ -16,12 +16,15 @@ import pytest
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxcoder import layers
+from jaxcoder import cached_attention, layers, products, self_attention
 from jaxcoder.cache import init_cache
 from jaxcoder.config import ModelConfig
 from jaxcoder.generate import DecodeState, decode_chunk, prefill
 from jaxcoder.model import GPTBigCode, init_params
 from jaxcoder.sampling import sampling_params
+from train.config import OptimizerConfig
+from train.data import Batch
+from train.step import StepConfig, init_state, loss_and_gradients
 
 BATCH, CAPACITY, PIECE = 2, 64, 32
 
@@ -87,7 +90,7 @@ def dtypes(atoms: list) -> set[str]:
     return {str(atom.aval.dtype) for atom in atoms if jnp.issubdtype(atom.aval.dtype, jnp.floating)}
 
 
-def products(jaxpr: ClosedJaxpr) -> list[jax.extend.core.JaxprEqn]:
+def dots(jaxpr: ClosedJaxpr) -> list[jax.extend.core.JaxprEqn]:
     return [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
 
 
@@ -96,7 +99,7 @@ def imprecise_products(jaxpr: ClosedJaxpr) -> list[str]:
     highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
     return [
         str(eqn)
-        for eqn in products(jaxpr)
+        for eqn in dots(jaxpr)
         if dtypes([*eqn.invars, *eqn.outvars]) != {"float32"} or eqn.params["precision"] != highest
     ]
 
@@ -105,7 +108,7 @@ def wide_products(jaxpr: ClosedJaxpr) -> list[str]:
     """Products that are not bfloat16 x bfloat16 -> float32."""
     return [
         str(eqn)
-        for eqn in products(jaxpr)
+        for eqn in dots(jaxpr)
         if [str(atom.aval.dtype) for atom in eqn.invars] != ["bfloat16", "bfloat16"]
         or dtypes(eqn.outvars) != {"float32"}
         or eqn.params["preferred_element_type"] != jnp.float32
@@ -133,6 +136,22 @@ def downcasts(jaxpr: ClosedJaxpr) -> list[str]:
     ]
 
 
+def unchosen_products(jaxpr: ClosedJaxpr) -> list[str]:
+    """Products that are neither of the two kinds."""
+    return sorted(set(imprecise_products(jaxpr)) & set(wide_products(jaxpr)))
+
+
+def training_program(config: ModelConfig, dtype: jnp.dtype) -> ClosedJaxpr:
+    """Loss and gradients of float32 weights, computed in `dtype`, traced afresh."""
+    model = GPTBigCode(config, dtype=dtype)
+    settings = StepConfig(model, OptimizerConfig(), steps=1)
+    params = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, config=settings), params)
+    tokens = np.zeros((BATCH, PIECE + 1), np.int32)
+    batch = Batch(tokens, tokens + 1, tokens, np.ones((BATCH, PIECE), np.float32))
+    return jax.make_jaxpr(functools.partial(loss_and_gradients, config=settings))(state, batch)
+
+
 def expected_products(config: ModelConfig) -> int:
     """q, kv, scores, mix, c_proj, c_fc, c_proj of each layer, and the head."""
     return 7 * config.n_layer + 1
@@ -144,7 +163,7 @@ def test_float32_products_carry_highest_precision(
 ) -> None:
     config = ModelConfig(**{**vars(tiny_config), "multi_query": multi_query})
     for program in programs(config, jnp.float32):
-        assert len(products(program.jaxpr)) == expected_products(config), program.name
+        assert len(dots(program.jaxpr)) == expected_products(config), program.name
         assert imprecise_products(program.jaxpr) == [], program.name
         assert downcasts(program.jaxpr) == [], program.name
 
@@ -155,7 +174,7 @@ def test_bfloat16_products_accumulate_in_float32_and_all_else_is_float32(
 ) -> None:
     config = ModelConfig(**{**vars(tiny_config), "multi_query": multi_query})
     for program in programs(config, jnp.bfloat16):
-        assert len(products(program.jaxpr)) == expected_products(config), program.name
+        assert len(dots(program.jaxpr)) == expected_products(config), program.name
         assert wide_products(program.jaxpr) == [], program.name
         assert low_precision_arithmetic(program.jaxpr) == [], program.name
 
@@ -171,6 +190,21 @@ def test_bfloat16_downcasts_are_the_listed_ones(tiny_config: ModelConfig) -> Non
         assert len(downcasts(program.jaxpr)) == expected, program.name
 
 
+def test_products_of_training_are_chosen_too(tiny_config: ModelConfig) -> None:
+    """Each has a gradient in both operands; LayerNorm's and attention's sums are float32 always."""
+    at_least = 3 * expected_products(tiny_config)
+    program = training_program(tiny_config, jnp.float32)
+    assert len(dots(program)) > at_least
+    assert imprecise_products(program) == []
+    program = training_program(tiny_config, jnp.bfloat16)
+    assert len(dots(program)) > at_least
+    assert unchosen_products(program) == []
+    in_bfloat16 = len(dots(program)) - len(wide_products(program))
+    assert in_bfloat16 >= at_least
+    # Sums as products: two in each LayerNorm's gradient, one in each attention's.
+    assert len(wide_products(program)) == 5 * tiny_config.n_layer + 2
+
+
 def test_a_model_at_default_precision_is_caught(
     tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,11 +213,14 @@ def test_a_model_at_default_precision_is_caught(
     def default_product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
         return jnp.einsum(spec, a.astype(dtype), b.astype(dtype)).astype(jnp.float32)
 
-    monkeypatch.setattr(layers, "product", default_product)
+    for module in (cached_attention, layers, products, self_attention):
+        monkeypatch.setattr(module, "product", default_product)
     for program in programs(tiny_config, jnp.float32):
         assert len(imprecise_products(program.jaxpr)) == expected_products(tiny_config)
     for program in programs(tiny_config, jnp.bfloat16):
         assert len(wide_products(program.jaxpr)) == expected_products(tiny_config)
+    assert imprecise_products(training_program(tiny_config, jnp.float32))
+    assert unchosen_products(training_program(tiny_config, jnp.bfloat16))
 
 
 def test_a_norm_in_bfloat16_is_caught(

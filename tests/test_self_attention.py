@@ -184,3 +184,12 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped(n_kv_head: int) -
     assert largest_difference(got, expected) <= 1e-4
     other = functools.partial(dropping, dropout_key=jax.random.key(6))
     assert largest_difference(value_and_gradients(other, a, segmented=True), expected) > 0.1
+
+
+@pytest.mark.parametrize(("rate", "dropped"), [(1e-6, 0), (0.999999, 2 * 4 * 16)])
+def test_rates_near_none_and_near_all(rate: float, dropped: int) -> None:
+    """Drawn with 16 bits, the lowest rates wrapped around and dropped every weight."""
+    weights = jnp.ones((2, 4, 4, 4))
+    left = self_attention._dropout(weights, rate, jax.random.key(0), 0)
+    assert int((left == 0).sum()) == dropped
+    assert np.isfinite(left).all()

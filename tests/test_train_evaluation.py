@@ -53,6 +53,7 @@ class Rigged:
     known: tuple[int, ...] = ()
     asked: list[tuple[str, str]]
     rambles = False
+    forgets_break = False
     most_new_tokens: int
 
     def __init__(self, model: Any, params: dict, tokenizer: Tokenizer, *, dtype: Any) -> None:
@@ -73,6 +74,8 @@ class Rigged:
         for number in self.known:
             text = TEXTS[number]
             if text.startswith(prefix) and text.endswith(suffix):
+                if self.forgets_break:
+                    return text[len(prefix) : len(text) - len(suffix)].strip()
                 written = f" {text[len(prefix) : len(text) - len(suffix)]}\t"
                 return written + "\nand so on\n" * self.rambles
         return "something else"
@@ -195,6 +198,8 @@ def test_exact_match_is_the_share_of_lines_returned(
     assert figures == {"infill_exact_match": len(known) / 3, "infill_lines": 3.0}
     rigged.rambles = True
     assert validation_of(tokenizer).infill({}) == figures
+    rigged.forgets_break = True
+    assert validation_of(tokenizer).infill({})["infill_exact_match"] == 0
 
 
 def text_around(prefix: str, suffix: str = "") -> int:
@@ -213,7 +218,7 @@ def test_what_infill_is_asked(tokenizer: Tokenizer, rigged: type[Rigged]) -> Non
         middle = text[len(prefix) : len(text) - len(suffix)]
         assert prefix + middle + suffix == text
         assert len(middle.strip()) >= 6
-        assert not prefix.endswith(("\n", "\r")) and middle.startswith(("\n", "\r\n"))
+        assert middle.startswith(("\n", "\r\n"))
         assert suffix.startswith(("\n", "\r\n")) or not suffix
         assert len(middle.splitlines()) == 2
 

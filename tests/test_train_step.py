@@ -78,6 +78,18 @@ def test_ways_to_compute_a_step_agree(way: str) -> None:
     )
 
 
+def test_dropout_is_the_same_where_blocks_are_computed_again() -> None:
+    """Attention draws its mask again in any case, and with remat once more."""
+    dropping = dataclasses.replace(TOY, attn_pdrop=0.3, resid_pdrop=0.3)
+    batch = packed_batch()
+    plain, again = (
+        loss_and_gradients_with(batch, model=GPTBigCode(dropping, remat=remat))
+        for remat in (False, True)
+    )
+    assert_same_up_to_order(again, plain)
+    assert abs(plain[0] - loss_and_gradients_with(batch)[0]) > 10 * REORDERED * plain[0]
+
+
 def test_a_mean_of_the_parts_means_is_another_loss() -> None:
     """Control of the test above."""
     batch = packed_batch()
@@ -358,9 +370,9 @@ def test_metrics_are_scalars_and_one_flag_a_tensor() -> None:
     assert set(shapes.values()) == {()}
 
 
-def temporary_bytes(step: Callable) -> int:
-    """What `step` needs beside its state and a batch of 1 x 1,024 tokens, at 4 layers."""
-    shape = dataclasses.replace(TOY, n_layer=4, n_positions=1024)
+def temporary_bytes(step: Callable, **shape: float) -> int:
+    """What `step` needs beside its state and a batch of 1 x 1,024 tokens, at 4 layers or others."""
+    shape = dataclasses.replace(TOY, **{"n_layer": 4, "n_positions": 1024} | shape)
     config = toy_config(model=GPTBigCode(shape))
     params = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
     state = jax.eval_shape(functools.partial(init_state, config=config), params)
@@ -377,3 +389,13 @@ def test_the_order_of_operations_saves_memory() -> None:
 def test_scores_of_all_queries_are_never_held() -> None:
     """Temporaries of a step are fewer than one array [N, T, T] of each layer would be."""
     assert temporary_bytes(train_step) < 4 * TOY.n_head * 1024 * 1024 * 4
+
+
+def test_masks_of_dropout_are_never_held_for_all_layers() -> None:
+    """Two layers more cost what they cost without dropout: the masks are drawn again."""
+    more = [
+        temporary_bytes(train_step, attn_pdrop=rate)
+        - temporary_bytes(train_step, attn_pdrop=rate, n_layer=2)
+        for rate in (0.0, 0.1)
+    ]
+    assert more[1] < more[0] + 2 * TOY.n_head * 1024 * 1024 / 4

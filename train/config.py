@@ -65,7 +65,7 @@ class FimConfig:
     cut: Literal["character", "token"] = "character"
     """Where cuts may fall: character cuts are BigCode's, token cuts are faster."""
     line_rate: float = 0.0
-    """Of the permuted ones, the share whose middle is one whole line; character cuts only."""
+    """Of the permuted ones, the share whose middle is one line, not the first; character cuts."""
 
 
 @dataclass(frozen=True)

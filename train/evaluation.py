@@ -70,7 +70,8 @@ class Validation:
             count = min(config.loop.eval_batches * parts, -(-source.rows_per_epoch // rows))
             self._batches = [source.batch(number)[0] for number in range(count)]
         # In an order of their own: documents lie in the order of their names.
-        shuffled = np.random.default_rng(config.seed).permutation(documents)
+        draws = np.random.SeedSequence(config.seed).generate_state(len(documents), np.uint64)
+        shuffled = documents[np.argsort(draws, kind="stable")]
         texts = _texts(store, shuffled, tokenizer)
         infills = config.loop.eval_infills if config.fim.rate > 0 else 0
         samples = config.loop.eval_samples
@@ -126,7 +127,7 @@ class Validation:
             some = prompts[first : first + _INFILLS_AT_ONCE]
             completions += generator.generate(some, max_new_tokens=self._infill_tokens)
         right = [
-            completion.text.strip().partition("\n")[0].rstrip() == hole.middle.strip()
+            _is_right(completion.text, hole.middle)
             for completion, hole in zip(completions, self._holes, strict=True)
         ]
         return {"infill_exact_match": sum(right) / len(right), "infill_lines": float(len(right))}
@@ -148,6 +149,13 @@ class Validation:
         return Generator(self._model, params, self._tokenizer, dtype=jnp.dtype(jnp.float32))
 
 
+def _is_right(written: str, middle: str) -> bool:
+    """Whether the first line written is the one missing, and stands on a line of its own."""
+    line = written.lstrip()
+    has_break = "\n" in written[: len(written) - len(line)]
+    return has_break and line.partition("\n")[0].rstrip() == middle.strip()
+
+
 def _texts(store: TokenStore, documents: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     for document in documents:
         header = int(store.header_lengths[document])
@@ -167,10 +175,10 @@ def _holes(texts: Iterator[str], *, seed: int, count: int) -> Iterator[Hole]:
             continue
         draw = np.random.default_rng((seed, number))
         at = int(draw.choice(candidates[1:]))
-        before, after = "".join(lines[:at]), "".join(lines[at:])
-        prefix, line = before.rstrip("\r\n"), lines[at].rstrip("\r\n")
-        middle = before[len(prefix) :] + line
-        yield Hole(prefix[-4 * _CONTEXT :], middle, after[len(line) :][: 4 * _CONTEXT])
+        line_before, line = (part.rstrip("\r\n") for part in lines[at - 1 : at + 1])
+        prefix, suffix = "".join(lines[: at - 1]) + line_before, "".join(lines[at:])[len(line) :]
+        middle = lines[at - 1][len(line_before) :] + line
+        yield Hole(prefix[-4 * _CONTEXT :], middle, suffix[: 4 * _CONTEXT])
         found += 1
         if found == count:
             return

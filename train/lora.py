@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxcoder.config import ModelConfig
 from jaxcoder.errors import ConfigError
 from jaxcoder.hf_names import insert
-from jaxcoder.layers import product
 from jaxcoder.problems import raise_if_any
+from jaxcoder.products import product
 
 from .config import LoraConfig
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcoder.layers import product, weight_product
+from jaxcoder.products import product, weight_product
 
 Array = jax.Array
 

@@ -25,10 +25,12 @@ from .optimizer import learning_rate, make_optimizer
 Array = jax.Array
 
 # XLA's default order of operations on CPU starts all that could run at once, and holds what they
-# give. In this order the step needs less memory and no more time; other backends ignore the option.
+# give. In this order the step needs less memory and no more time. A TPU's compiler accepts the
+# option and has no use for it. Both names were tried: the old one with 0.7.2 to 0.10.1, the new one
+# from 0.10.0 to 0.12.0.1.
 _MEMORY_ORDER = (
     {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    if jax.__version_info__ >= (0, 10, 2)
+    if jax.__version_info__ >= (0, 10, 0)
     else {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 )
 
