@@ -32,7 +32,7 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 .PHONY: help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
 
 help:
-	@echo "make demo          load a checkpoint, decode, compare; the first run installs, a few minutes"
+	@echo "make demo          the small model inside completes and infills; the first run installs, minutes"
 	@echo "make train         python -m train; TRAIN='smoke --out runs/smoke' by default"
 	@echo "make test          the test suite, on the CPU"
 	@echo "make test-nightly  the long tests: the exact 164M shape, long statistics"
@@ -51,11 +51,8 @@ help:
 
 PARITY_STAMP := $(if $(filter 1,$(PARITY)),$(VENV)/parity.stamp)
 
-# Until the package ships a trained model, the demo is the proof at the full shape.
-DEMO := $(if $(wildcard jaxcoder/demo/config.json),jaxcoder demo,benchmarks.proof)
-
 demo: $(VENV)/base.stamp $(PARITY_STAMP)
-	@$(RUN) -m $(DEMO)
+	@$(RUN) -m jaxcoder demo
 
 train: $(VENV)/train.stamp
 	@$(RUN) -m train $(TRAIN)

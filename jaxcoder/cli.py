@@ -33,8 +33,8 @@ class ModelOptions:
     """Which model, and in which dtype."""
 
     model: str | None = None
-    """A local folder or a Hub id such as bigcode/tiny_starcoder_py. (Later versions embed a demo
-    model as the default; this one has none.)"""
+    """A local folder or a Hub id such as bigcode/tiny_starcoder_py; by default the small demo model
+    inside the package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on TPUs and recent GPUs, else float32."""
     revision: str | None = None

@@ -24,7 +24,7 @@ from .checkpoint import load_checkpoint
 from .completion import Completion
 from .config import ModelConfig
 from .devices import announce, default_device, resolve_dtype
-from .errors import CheckpointError, TokenizerError
+from .errors import TokenizerError
 from .generate import check_request, length_bucket
 from .hub import resolve
 from .model import GPTBigCode
@@ -64,7 +64,7 @@ class Generator:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | Path | None,
+        path_or_repo: str | Path | None = None,
         *,
         dtype: str = "auto",
         revision: str | None = None,
@@ -74,7 +74,7 @@ class Generator:
 
         Args:
           path_or_repo: a local folder, or a Hub id such as "bigcode/tiny_starcoder_py"; None is
-            the embedded demo checkpoint.
+            the demo model inside the package.
           dtype: "float32", "bfloat16", or "auto": what suits the device.
           revision: a Hub branch, tag or commit.
           local_files_only: read the Hub's cache and never the network.
@@ -296,18 +296,8 @@ class Generator:
 
 
 def embedded_demo() -> Path:
-    """The folder of the checkpoint inside the package.
-
-    Raises:
-      CheckpointError: this build has none.
-    """
-    folder = Path(__file__).parent / "demo"
-    if not (folder / "config.json").exists():
-        raise CheckpointError(
-            "no checkpoint was named and this version embeds no demo checkpoint; name a folder "
-            "or a Hub id, such as --model bigcode/tiny_starcoder_py"
-        )
-    return folder
+    """The folder of the demo model inside the package; its README.md is the model's card."""
+    return Path(__file__).parent / "demo"
 
 
 @functools.partial(jax.jit, static_argnums=0)

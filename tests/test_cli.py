@@ -707,14 +707,14 @@ def test_bad_model_in_a_process_of_its_own() -> None:
     assert err.startswith(b"jaxcoder: no/such/folder: no such folder")
 
 
-def test_no_model_is_the_demo_which_is_not_there_yet(
+def test_no_model_is_the_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["jaxcoder", "complete", "x"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    assert "--model bigcode/tiny_starcoder_py" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["jaxcoder", "complete", "import os", "--max-new-tokens", "8"])
+    cli.main()
+    expected = Generator.from_pretrained().generate("import os", max_new_tokens=8).text
+    assert expected
+    assert capsys.readouterr().out == expected
 
 
 def test_values_out_of_range_are_refused_before_a_model_is_loaded(

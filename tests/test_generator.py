@@ -102,11 +102,6 @@ def test_auto_dtype_on_cpu_is_float32(generator: Generator) -> None:
     assert generator.model.dtype == jnp.float32
 
 
-def test_no_path_means_the_demo_which_is_not_there_yet() -> None:
-    with pytest.raises(CheckpointError, match="name a folder or a Hub id, such as --model"):
-        Generator.from_pretrained(None)
-
-
 @pytest.mark.parametrize(
     ("file", "error"),
     [

@@ -64,8 +64,10 @@ def test_wheel_holds_all_of_the_library(wheel: zipfile.ZipFile) -> None:
     expected = source | {"jaxcoder/py.typed", f"{SUBPACKAGE}/__init__.py"}
     packed = {name for name in wheel.namelist() if name.startswith("jaxcoder/")}
     assert expected <= packed
-    demo = {name for name in packed - expected if name.startswith("jaxcoder/demo/")}
+    demo = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "jaxcoder/demo").iterdir()}
     assert packed - expected == demo
+    sizes = [info.file_size for info in wheel.infolist() if info.filename in demo]
+    assert sum(sizes) <= 12_000_000
 
 
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:

@@ -290,6 +290,10 @@ MEASURED = {
     "decode, bfloat16, 1 prompt, tokens/s": "decode-bfloat16-batch1",
     "prefill, float32, 1,024 tokens, tokens/s": "prefill-float32-1024",
     "prefill, bfloat16, 1,024 tokens, tokens/s": "prefill-bfloat16-1024",
+    "training step, float32, 1 x 2,048, tokens/s": "train-step-float32-1x2048",
+    "training step, bfloat16, 1 x 2,048, tokens/s": "train-step-bfloat16-1x2048",
+    "its peak memory, float32, GB": "train-step-float32-1x2048",
+    "its peak memory, bfloat16, GB": "train-step-bfloat16-1x2048",
 }
 
 
@@ -323,11 +327,15 @@ def test_measured_table_has_its_rows() -> None:
 def test_measured_figures_are_those_of_the_result(row: str) -> None:
     """Rounded as they are shown; the machine and the versions are the result's, too."""
     content = result(MEASURED[row])
-    ratio = content["ratios"]["jaxcoder / transformers"]
-    figures = [
-        part["tokens_per_second"]["median"]
-        for part in (content["jaxcoder"], content["transformers"], ratio)
-    ]
+    if "memory" in row:
+        ours, theirs = (content["peak_bytes"][side] for side in ("jaxcoder", "transformers"))
+        figures = [ours / 1e9, theirs / 1e9, ours / theirs]
+    else:
+        ratio = content["ratios"]["jaxcoder / transformers"]
+        figures = [
+            part["tokens_per_second"]["median"]
+            for part in (content["jaxcoder"], content["transformers"], ratio)
+        ]
     shown = measured_rows()[row]
     assert [as_shown(figure, text) for figure, text in zip(figures, shown, strict=True)] == shown
     environment = content["environment"]

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import pytest
 
 from jaxcoder import Generator, cli, showcase
@@ -26,5 +27,12 @@ def test_showcase(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None
     assert "--model bigcode/tiny_starcoder_py" in text
 
 
-def test_the_demo_command_shows_the_embedded_model_by_default() -> None:
-    assert cli.Demo().model.model is None
+def test_the_demo_command_shows_the_embedded_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["jaxcoder", "demo"])
+    cli.main()
+    out = capsys.readouterr().out
+    count = sum(leaf.size for leaf in jax.tree.leaves(Generator.from_pretrained().params))
+    assert f"a model of {count:,} parameters" in out
+    assert showcase.PROMPT in out and f"{showcase.PREFIX}⟦" in out and f"⟧{showcase.SUFFIX}" in out
