@@ -63,7 +63,8 @@ third-party package {third_party}. Training files that share too much with them 
   the ceiling: a body longer than that often does not parse either. *Trivial* is a body of nothing
   but `pass`, `...` or a repeated line, or one with the same line three times in a row.
 - **One line**: {lines} lines of 6 characters or more, greedy, {line_tokens} new tokens at most.
-  Infilling sees the text after the line; left to right is the same model without it.
+  Infilling sees the text after the line; left to right is the same model without it. An
+  infilled share that is no higher says that the model has not learned to use it.
 
 The context is {n_positions} tokens. Its last {reserve} positions saw nothing but the ends of
 infilled middles in training: near the window's end the model writes the end of text.
