@@ -1,11 +1,13 @@
 """What a run starts from: the model's tokenizer is looked at before the run takes it over."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from training_run import run_config
 
-from jaxcoder.errors import TokenizerError
+from jaxcoder.errors import ConfigError, TokenizerError
+from train.presets import smoke
 from train.run_folder import TOKENIZER_FILE
 from train.start import prepare_start
 
@@ -27,6 +29,23 @@ def test_a_model_without_a_usable_tokenizer_is_named(
         prepare_start(config, run)
     assert str(caught.value).startswith(f"{file}: ")
     assert problem in str(caught.value)
+    assert not list(run.iterdir())
+
+
+def test_a_folder_without_a_file_that_the_preset_takes_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`smoke --data FOLDER` said "texts: no document": the preset takes three packages alone."""
+    data, run = tmp_path / "code", tmp_path / "run"
+    for folder in (data, run):
+        folder.mkdir()
+    (data / "mine.py").write_text("x = 1\n")
+    config = dataclasses.replace(smoke(), data=str(data))
+    with pytest.raises(ConfigError, match=r"source\.globs \('json/\*\.py'.* and source\.exclude"):
+        prepare_start(config, run)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        prepare_start(dataclasses.replace(config, data=str(tmp_path / "nowhere")), run)
+    assert capsys.readouterr().err == ""
     assert not list(run.iterdir())
 
 

@@ -84,6 +84,14 @@ def read_documents(data: str, source: SourceConfig) -> Iterator[Document | BadDo
     )
 
 
+def no_document_problem(data: str, source: SourceConfig) -> str:
+    """What to say where there is nothing to train on; a preset may have globs of its own."""
+    return (
+        f"data: {data!r}: no document to train on, expected one at least; check the place, "
+        f"source.globs {source.globs} and source.exclude {source.exclude}"
+    )
+
+
 def stdlib_folder() -> Path:
     """The folder of the running Python's own library.
 

@@ -1,5 +1,6 @@
 """What a run starts from: the model's config, its tokenizer, its weights."""
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from .config import ShapeConfig, TrainConfig
 from .config_checks import window_problems
 from .lora import check_lora
 from .run_folder import TOKENIZER_FILE
-from .sources import Document, read_documents
+from .sources import Document, no_document_problem, read_documents
 from .tokenizer_training import train_tokenizer
 
 
@@ -97,7 +98,10 @@ def _take_tokenizer(source: Path, path: Path, model: ModelConfig) -> None:
 
 
 def _train_tokenizer(config: TrainConfig, path: Path) -> None:
-    say(f"training a tokenizer of {config.shape.vocab_size} entries on {config.data}")
     documents = read_documents(config.data, config.source)
     texts = (each.text for each in documents if isinstance(each, Document))
-    replace_file(path, train_tokenizer(texts, config.shape.vocab_size))
+    first = next(texts, None)
+    if first is None:
+        raise ConfigError(no_document_problem(config.data, config.source))
+    say(f"training a tokenizer of {config.shape.vocab_size} entries on {config.data}")
+    replace_file(path, train_tokenizer(itertools.chain([first], texts), config.shape.vocab_size))

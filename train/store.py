@@ -24,7 +24,7 @@ from .config import SourceConfig, TrainConfig
 from .fingerprint import chain, check_same, fingerprint, folder_name
 from .headers import header_ids
 from .near_duplicates import earlier_duplicates, signature
-from .sources import DELIBERATE, BadDocument, read_documents
+from .sources import DELIBERATE, BadDocument, no_document_problem, read_documents
 from .token_store import StoreWriter, TokenStore, open_folder, token_type
 
 _MOST_NAMED = 20
@@ -183,11 +183,7 @@ def _check_usable(config: TrainConfig, good: int, bad: Sequence[BadDocument]) ->
             f"raise it{listed}"
         )
     if not good:
-        raise ConfigError(
-            f"data: {config.data!r}: no document to train on, expected one at least; check the "
-            f"place, source.globs {config.source.globs} and "
-            f"source.exclude {config.source.exclude}{listed}"
-        )
+        raise ConfigError(no_document_problem(config.data, config.source) + listed)
 
 
 def _bad_counts(bad: Sequence[BadDocument]) -> dict[str, dict[str, Any]]:
