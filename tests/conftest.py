@@ -1,11 +1,14 @@
 """The environment of every test, and the fixtures more than one file uses.
 
 Tests run on the CPU, and without silent rank promotion, so that a forgotten axis is an error
-instead of a broadcast. Subprocesses inherit both.
+instead of a broadcast. Signals have their defaults: under nohup, or in a shell's background job,
+some are ignored, which a run heeds and the tests of its signals would fail by. Subprocesses inherit
+all of it.
 """
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,9 @@ from jaxcoder.config import ModelConfig
 
 PROJECT = Path(__file__).resolve().parent.parent
 PARITY_MODULES = ("torch", "transformers")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
