@@ -392,10 +392,13 @@ def test_scores_of_all_queries_are_never_held() -> None:
 
 
 def test_masks_of_dropout_are_never_held_for_all_layers() -> None:
-    """Two layers more cost what they cost without dropout: the masks are drawn again."""
+    """Two layers more cost nearly what they cost without dropout: the masks are drawn again.
+
+    Held, they would be 5/8 of a byte for each of N * T * T weights: a byte, and half of the blocks.
+    """
     more = [
         temporary_bytes(train_step, attn_pdrop=rate)
         - temporary_bytes(train_step, attn_pdrop=rate, n_layer=2)
         for rate in (0.0, 0.1)
     ]
-    assert more[1] < more[0] + 2 * TOY.n_head * 1024 * 1024 / 4
+    assert more[1] < more[0] + 2 * TOY.n_head * 1024 * 1024 / 2
