@@ -106,19 +106,30 @@ def parses(header: str, body: str) -> bool:
 
 
 def is_trivial(body: str) -> bool:
-    """Whether a body has nothing but ``pass``, ``...`` or one repeated line, or nothing at all.
+    """Whether a body has nothing but ``pass``, ``...`` or one repeated line.
 
-    Comments and blank lines do not count. The same line three times in a row makes a body trivial
-    whatever else it has.
+    Comments and blank lines do not count. A body of nothing else is no body, see `is_empty`.
     """
-    stripped = (line.strip() for line in body.split("\n"))
-    lines = [line for line in stripped if line and not line.startswith("#")]
-    if set(lines) <= {"pass", "..."}:
+    lines = _code_lines(body)
+    if lines and set(lines) <= {"pass", "..."}:
         return True
-    if len(lines) > 1 and len(set(lines)) == 1:
-        return True
-    runs = ((line, len(list(run))) for line, run in itertools.groupby(lines))
+    return len(lines) > 1 and len(set(lines)) == 1
+
+
+def is_empty(body: str) -> bool:
+    """Whether a body has nothing but comments and blank lines: the function is its docstring."""
+    return not _code_lines(body)
+
+
+def gets_stuck(body: str) -> bool:
+    """Whether the same line, with a letter or digit, stands three times in a row anywhere."""
+    runs = ((line, len(list(run))) for line, run in itertools.groupby(_code_lines(body)))
     return any(length >= 3 and any(map(str.isalnum, line)) for line, length in runs)
+
+
+def _code_lines(body: str) -> list[str]:
+    stripped = (line.strip() for line in body.split("\n"))
+    return [line for line in stripped if line and not line.startswith("#")]
 
 
 def function_bodies(
@@ -166,7 +177,10 @@ def _measured(headers: Sequence[Header], bodies: Sequence[Body]) -> dict[str, An
     return {
         "parses": share(sum(good), len(good)),
         "parses_of_those_that_ended": share(sum(ended), len(ended)) if ended else None,
-        "trivial": share(sum(is_trivial(body.text) for body in bodies), len(bodies)),
+        **{
+            name: share(sum(judge(body.text) for body in bodies), len(bodies))
+            for name, judge in (("trivial", is_trivial), ("empty", is_empty), ("stuck", gets_stuck))
+        },
         "endings": dict(Counter(body.ending for body in bodies)),
     }
 

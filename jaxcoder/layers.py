@@ -40,7 +40,7 @@ class Linear(nn.Module):
         normal = nn.initializers.normal(self.init_std)
         weight = self.param("weight", normal, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return weight_product(x, weight, self.dtype) + bias.astype(jnp.float32)[None, None, :]
+        return weight_product(x, weight, self.dtype, bias)
 
 
 class LayerNorm(nn.Module):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .products import product
+from .products import product, row_sum_product
 
 Array = jax.Array
 Dtype = jnp.dtype
@@ -130,17 +130,19 @@ def _backward(
     ones = jnp.ones(out.shape[-1:], jnp.float32)
     shift = product("btkgh,h->btkg", out * d_out, ones, jnp.float32)[..., None]
     d_out = d_out.astype(dtype)
-    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    # [B, K, H, T] until the end: the operand that is transposed in memory is then the small one.
+    dq, dk, dv = [], *(jnp.zeros(a.transpose(0, 2, 3, 1).shape, jnp.float32) for a in (k, v))
     for (start, stop), normaliser in zip(_blocks(q.shape[1]), normalisers, strict=True):
         rows, d_rows = _by_row(q, start, stop), _by_row(d_out, start, stop)
         weights = jnp.exp(_scores(q, k, segment_ids, start, stop, dtype) - normaliser)
         d_weights = drop(product("bkrh,bskh->bkrs", d_rows, v[:, :stop], dtype), start=start)
         d_scores = (weights * (d_weights - _by_row(shift, start, stop))).astype(dtype)
         dropped = drop(weights, start=start)
-        dv = dv.at[:, :stop].add(product("bkrs,bkrh->bskh", dropped, d_rows, dtype))
-        dk = dk.at[:, :stop].add(product("bkrs,bkrh->bskh", d_scores, rows, dtype))
+        dv = dv.at[..., :stop].add(row_sum_product("bkrh,bkrs->bkhs", d_rows, dropped, dtype))
+        dk = dk.at[..., :stop].add(row_sum_product("bkrh,bkrs->bkhs", rows, d_scores, dtype))
         d_rows = product("bkrs,bskh->bkrh", d_scores, k[:, :stop], dtype)
         dq.append(_by_query(d_rows, stop - start))
+    dk, dv = (a.transpose(0, 3, 1, 2) for a in lax.optimization_barrier((dk, dv)))
     return jnp.concatenate(dq, axis=1) * choices.scale, dk, dv, None, None
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from benchmarks import demo_bits, demo_functions, demo_infill, demo_model, intervals
-from benchmarks.demo_functions import cut_at_dedent, find_headers, is_trivial, parses
+from benchmarks.demo_functions import (
+    cut_at_dedent,
+    find_headers,
+    gets_stuck,
+    is_empty,
+    is_trivial,
+    parses,
+)
 from jaxcoder import Generator
 from train.pieces import RESERVE
 
@@ -132,23 +139,27 @@ def test_parses_means_a_function_with_a_statement(body: str, is_good: bool):
 
 
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("body", "kinds"),
     [
-        ("", True),
-        ("\n    # to do", True),
-        ("\n    pass", True),
-        ("\n    ...\n\n    pass", True),
-        ("\n    x = 1\n    x = 1", True),
-        ("\n    y = 0\n    x = 1\n    x = 1\n    x = 1\n    return x", True),
-        ("\n    x = 1\n    x = 1\n    return x", False),
-        ("\n    return 1", False),
-        ("\n    f(\n        [\n            1\n        ]\n    )\n    )\n    )", False),
-        ("\n    if x:\n        pass\n    return y", False),
+        ("", "empty"),
+        ("\n    # to do\n\n", "empty"),
+        ("\n    pass", "trivial"),
+        ("\n    ...\n\n    pass  # later\n    # pass", ""),
+        ("\n    ...\n\n    pass\n    # pass", "trivial"),
+        ("\n    x = 1\n    x = 1", "trivial"),
+        ("\n    x = 1\n    x = 1\n    x = 1", "trivial stuck"),
+        ("\n    y = 0\n    x = 1\n    x = 1\n    x = 1\n    return x", "stuck"),
+        ("\n    x = 1\n    x = 1\n    return x", ""),
+        ("\n    x = 1\n    y = 2\n    x = 1\n    y = 2", ""),
+        ("\n    return 1", ""),
+        ("\n    f(\n        [\n            1\n        ]\n    )\n    )\n    )", ""),
+        ("\n    if x:\n        pass\n    return y", ""),
     ],
 )
-def test_trivial_bodies(body: str, expected: bool):
-    """Only pass, ..., a repeated line, or nothing; one real line is a body."""
-    assert is_trivial(body) is expected
+def test_bodies_that_say_nothing(body: str, kinds: str):
+    """Only pass, ..., or a repeated line; nothing; a line three times in a row: each by itself."""
+    judges = {"trivial": is_trivial, "empty": is_empty, "stuck": gets_stuck}
+    assert {name for name, judge in judges.items() if judge(body)} == set(kinds.split())
 
 
 def test_true_bodies_are_good(generator: Generator):
@@ -156,7 +167,8 @@ def test_true_bodies_are_good(generator: Generator):
     texts = {"a.py": SOURCE, "b.py": SOURCE.replace("double", "twice")}
     result = demo_functions.function_bodies(generator, texts, count=4)
     true, written = result["true_text"], result["model"]
-    assert true["parses"]["count"] == 4 and true["trivial"]["count"] == 0
+    assert true["parses"]["count"] == 4
+    assert [true[name]["count"] for name in ("trivial", "empty", "stuck")] == [0, 0, 0]
     assert written["parses"]["of"] == 4
     assert sum(written["endings"].values()) == 4
     assert result == demo_functions.function_bodies(generator, texts, count=4)

@@ -128,7 +128,7 @@ class ComputeConfig:
     """Of the operands of products; auto: bfloat16 where the device has it."""
     remat: Literal["none", "block"] = "none"
     """What the backward pass computes again instead of keeping: nothing, or each block."""
-    loss_chunk: int = 1024
+    loss_chunk: int = 512
     """Tokens whose logits are held at once."""
     prefetch_threads: int = 2
     """Threads that prepare batches; 0: prepare each when it is needed."""

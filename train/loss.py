@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcoder.products import product, weight_product
+from jaxcoder.products import product, row_sum_product, weight_product
 
 Array = jax.Array
 
@@ -79,13 +79,14 @@ def _loss_and_gradients(
         total, d_head = carry
         chunk_loss, d_logits = _chunk_loss(choices, head, *tokens)
         d_features = product("cv,vd->cd", d_logits, head, choices.dtype)
-        d_head = d_head + product("cv,cd->vd", d_logits, tokens[0], choices.dtype)
+        d_head = d_head + row_sum_product("cd,cv->dv", tokens[0], d_logits, choices.dtype)
         return (total + chunk_loss, d_head), d_features
 
-    start = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32))
+    start = (jnp.float32(0), jnp.zeros(head.T.shape, jnp.float32))
     chunks = _chunks(choices, features, targets, weights)
     (total, d_head), d_features = lax.scan(add_chunk, start, chunks)
     d_features = d_features.reshape(-1, features.shape[-1])[: len(features)]
+    d_head = lax.optimization_barrier(d_head).T
     return total, (d_features, d_head.astype(head.dtype))
 
 

@@ -9,6 +9,7 @@ Source: Loshchilov and Hutter arXiv:1711.05101 (AdamW), arXiv:1608.03983 (cosine
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from .config import OptimizerConfig
 
@@ -30,16 +31,70 @@ def learning_rate(step: Array | int, config: OptimizerConfig, *, steps: int) -> 
     return config.peak_lr * jnp.where(step < warmup, rising, falling)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """Clipping, Adam and decoupled decay, of which a step subtracts learning rate times updates.
 
     Weights of two or more dimensions decay, embeddings among them; biases and norms do not.
+    `update` takes `is_taken`, a bool array: where it is false, Adam's state stays as it was and the
+    updates mean nothing.
     """
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.stateless(lambda gradients, _: _clipped(gradients, config.clip_norm)),
+        _adam(config),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
     )
+
+
+def _clipped(gradients: optax.Updates, limit: float) -> optax.Updates:
+    """The gradients, with a norm of all together that is `limit` at most.
+
+    One factor for all, where `optax.clip_by_global_norm` divides each gradient: XLA fuses a product
+    into all its uses, and keeps the quotients of all gradients in memory.
+    """
+    squares = [jnp.sum(jnp.square(gradient)) for gradient in jax.tree.leaves(gradients)]
+    factor = limit / jnp.maximum(jnp.sqrt(sum(squares)), limit)
+    return jax.tree.map(lambda gradient: gradient * factor, gradients)
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_adam` in an order that lets XLA change donated moments in place.
+
+    There the update is computed from the old moments together with the new ones. On a CPU the old
+    ones are then copied, all of them: two more models in memory. Here the new moments come first,
+    the old ones kept where the step is not taken, and the update from what has become of them.
+    """
+    beta1, beta2 = config.beta1, config.beta2
+
+    def update(
+        gradients: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: optax.Params | None = None,
+        *,
+        is_taken: Array | bool = True,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        count = jnp.where(is_taken, optax.safe_increment(state.count), state.count)
+
+        def of_tensor(gradient: Array, first: Array, second: Array) -> tuple[Array, Array, Array]:
+            new = (
+                (1 - beta1) * gradient + beta1 * first,
+                (1 - beta2) * jnp.square(gradient) + beta2 * second,
+            )
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(is_taken, new, old), new, (first, second)
+            )
+            first, second = lax.optimization_barrier(kept)
+            root = jnp.sqrt(second / (1 - beta2**count))
+            return first / (1 - beta1**count) / (root + config.epsilon), first, second
+
+        results = jax.tree.map(of_tensor, gradients, state.mu, state.nu)
+        updates, mu, nu = jax.tree.transpose(
+            jax.tree.structure(gradients), jax.tree.structure((0, 0, 0)), results
+        )
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    init = optax.scale_by_adam().init
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def decays(params: dict) -> dict:

@@ -61,7 +61,7 @@ class PlanConfig:
     """Train step: what the backward pass computes again, nothing or each block."""
     dropout: bool = True
     """Train step: whether the model's dropout acts."""
-    loss_chunk: int = 1024
+    loss_chunk: int = 512
     """Train step: tokens whose logits are held at once."""
     out: str = ""
     """JSON file to write; empty: none."""

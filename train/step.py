@@ -62,7 +62,7 @@ class StepConfig:
     """Of fresh adapters and of the dropout."""
     accumulation: int = 1
     """Parts that the batch is computed in; divides its rows."""
-    loss_chunk: int = 1024
+    loss_chunk: int = 512
     """Tokens whose logits are held at once."""
 
 
@@ -201,14 +201,12 @@ def apply_gradients(
     norm = jnp.sqrt(squares.sum())
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rate = learning_rate(state.step, config.optimizer, steps=config.steps)
-    optimizer = make_optimizer(config.optimizer)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(lambda leaf, update: leaf - rate * update, state.params, updates)
     is_taken = is_finite & (tokens > 0)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(is_taken, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
+    updates, opt_state = make_optimizer(config.optimizer).update(
+        gradients, state.opt_state, state.params, is_taken=is_taken
+    )
+    params = jax.tree.map(
+        lambda leaf, update: jnp.where(is_taken, leaf - rate * update, leaf), state.params, updates
     )
     bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
     metrics = Metrics(loss, tokens, norm, rate, is_finite, jnp.isfinite(squares), bad_steps)
