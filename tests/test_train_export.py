@@ -221,8 +221,10 @@ def adapter_logits(state: Any, *, scale: float) -> np.ndarray:
             by_weight[leaf.tobytes()] = (adapters[f"{path}/a"], adapters[f"{path}/b"])
     plain, used = layers.weight_product, []
 
-    def beside(x: jax.Array, weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        out = plain(x, weight, dtype)
+    def beside(
+        x: jax.Array, weight: jax.Array, dtype: jnp.dtype, bias: jax.Array | None = None
+    ) -> jax.Array:
+        out = plain(x, weight, dtype, bias)
         if (adapter := by_weight.get(np.asarray(weight).tobytes())) is None:
             return out
         used.append(weight.shape)

@@ -94,8 +94,10 @@ def adapted_nll(state: TrainState, monkeypatch: pytest.MonkeyPatch, *, scale: fl
             by_weight[np.asarray(leaf).tobytes()] = (adapters[f"{path}/a"], adapters[f"{path}/b"])
     plain, used = layers.weight_product, []
 
-    def beside(x: jax.Array, weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        out = plain(x, weight, dtype)
+    def beside(
+        x: jax.Array, weight: jax.Array, dtype: jnp.dtype, bias: jax.Array | None = None
+    ) -> jax.Array:
+        out = plain(x, weight, dtype, bias)
         adapter = by_weight.get(np.asarray(weight).tobytes())
         if adapter is None:
             return out
