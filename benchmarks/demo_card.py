@@ -1,9 +1,9 @@
 """The card of the demo model, README.md beside its weights, from what was measured.
 
-``python -m benchmarks.demo_card --run-folder RUN --model EXPORT --out jaxcoder/demo``
+``python -m benchmarks.demo_card --first RUN --second RUN --model EXPORT --out jaxcoder/demo``
 
-Copies the export and writes the card with the figures of ``results/demo_model.json``, the run's
-curve and settings, and the sources in ``docs/demo-corpus.json``.
+Copies the export and writes the card with the figures of ``results/demo_model.json``, curves and
+settings of the two runs it took, and the sources in ``docs/demo-corpus.json``.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from . import demo_functions, demo_infill
 from .harness import RESULTS
 
 _CORPUS = Path(__file__).parents[1] / "docs" / "demo-corpus.json"
-CURVE = "curve.svg"
+CURVES = ("curve-first.svg", "curve-second.svg")
 
 _TEXT = """---
 license: apache-2.0
@@ -61,7 +61,8 @@ third-party package {third_party}. Training files that share too much with them 
   the file before them, temperature {temperature}, {new_tokens} new tokens at most, cut at the first
   dedent; where the tokens run out, the last line is dropped. The files' own bodies, cut alike, are
   the ceiling: a body longer than that often does not parse either. *Trivial* is a body of nothing
-  but `pass`, `...` or a repeated line, or one with the same line three times in a row.
+  but `pass`, `...` or one repeated line; *empty* one that ends before it began, which does not
+  parse; *stuck* is one with the same line three times in a row anywhere.
 - **One line**: {lines} lines of 6 characters or more, greedy, {line_tokens} new tokens at most.
   Infilling sees the text after the line; left to right is the same model without it. An
   infilled share that is no higher says that the model has not learned to use it.
@@ -71,25 +72,37 @@ infilled middles in training: near the window's end the model writes the end of 
 
 ## Training
 
-![training and validation loss]({curve})
+First {first_steps:,} steps, then {second_steps:,} with more pieces permuted; each step {tokens:,}
+tokens at most, {total:.0f} million in all, of {available:.0f} million in the corpus, on two CPU
+cores, products in {dtype}.
 
-{steps:,} steps of {tokens:,} tokens at most, {total:.0f} million in all, of {available:.0f}
-million in the corpus, on two CPU cores, products in {dtype}. The commands:
+![loss of the first run]({first_curve})
+
+![loss of the second run]({second_curve})
+
+The second run's loss rises at first with its learning rate. The commands:
 
 ```sh
 python -m train.demo_corpus --wheels WHEELS --out CORPUS
 python -m train stdlib --data CORPUS/train --out runs/demo
-python -m train export runs/demo 2000-steps --step 2000 --dtype bfloat16
-python -m train export runs/demo 4000-steps --step 4000 --dtype bfloat16
-python -m train export runs/demo 8500-steps --dtype bfloat16
-python -m benchmarks.demo_model --model 8500-steps --earlier 2000-steps 4000-steps \\
+python -m train export runs/demo exports/4000-steps --step 4000 --dtype bfloat16
+python -m train export runs/demo exports/8500-steps --dtype bfloat16
+python -m train stdlib --data CORPUS/train --model exports/8500-steps --out runs/demo-fim \\
+  {flags}
+python -m train export runs/demo-fim exports/15000-steps --dtype bfloat16
+python -m benchmarks.demo_model --model exports/15000-steps \\
+  --earlier exports/4000-steps exports/8500-steps \\
   --held-out CORPUS/heldout_stdlib --third-party CORPUS/heldout_thirdparty
-python -m benchmarks.demo_card --run-folder runs/demo --model 8500-steps --out jaxcoder/demo
+python -m benchmarks.demo_card --first runs/demo --second runs/demo-fim \\
+  --model exports/15000-steps --out jaxcoder/demo
 ```
 
-Share of the pieces that are permuted: {fim_rate}; of those suffix first: {fim_spm_rate}; with one
-whole line for a middle, which is not BigCode's way: {fim_line_rate}. AdamW, peak learning rate
-{peak_lr}, warm-up {warmup} steps, cosine to {final:.0%} of it; seed {seed}.
+| | first | second |
+|---|---|---|
+{settings}
+
+A middle of one whole line is not BigCode's way; it is what most infilling asks for. The learning
+rate rises over the warm-up and falls along a cosine to {final:.0%} of its peak; seed {seed}.
 
 ## Sources
 
@@ -107,8 +120,10 @@ These weights are under the project's licence, Apache-2.0; the packages are unde
 class DemoCard:
     """Put the export of a finished run, and its card, into a new folder."""
 
-    run_folder: Path
-    """The training run."""
+    first: Path
+    """The training run from scratch."""
+    second: Path
+    """The run that went on from its weights."""
     model: Path
     """The export that was measured."""
     out: Path
@@ -122,21 +137,22 @@ class DemoCard:
         self.out.mkdir()
         for path in self.model.iterdir():
             shutil.copyfile(path, self.out / path.name)
-        plot_run(self.run_folder, self.out / CURVE)
+        for run, curve in zip((self.first, self.second), CURVES, strict=True):
+            plot_run(run, self.out / curve)
         card = self._card()
         (self.out / "README.md").write_text(card, encoding="utf-8")
         manifest = _read(self.out / MANIFEST_FILE)
-        for name in ("README.md", CURVE):
+        for name in ("README.md", *CURVES):
             digest = hashlib.sha256((self.out / name).read_bytes()).hexdigest()
             manifest["files"][name] = digest
         (self.out / MANIFEST_FILE).write_bytes(json_bytes(manifest))
 
     def _card(self) -> str:
         result, corpus = _read(RESULTS / "demo_model.json"), _read(_CORPUS)
-        settings = _read(self.run_folder / "config.json")["config"]
+        first, second = (_read(run / "config.json")["config"] for run in (self.first, self.second))
         model = ModelConfig.from_file(self.model / "config.json")
-        step_tokens = settings["batch"]["size"] * settings["batch"]["seq_len"]
-        steps = settings["loop"]["steps"]
+        step_tokens = second["batch"]["size"] * second["batch"]["seq_len"]
+        steps = [settings["loop"]["steps"] for settings in (first, second)]
         removed = [item["file"].partition("/")[2] for item in corpus["near_duplicates_removed"]]
         lengths, figures = demo_figures(result)
         return _TEXT.format(
@@ -159,17 +175,18 @@ class DemoCard:
             new_tokens=demo_functions.NEW_TOKENS,
             lines=result["infill"]["psm"]["of"],
             line_tokens=demo_infill.NEW_TOKENS,
-            curve=CURVE,
-            steps=steps,
+            first_curve=CURVES[0],
+            second_curve=CURVES[1],
+            first_steps=steps[0],
+            second_steps=steps[1],
             tokens=step_tokens,
-            total=steps * step_tokens / 1e6,
-            available=_read(self.run_folder / "data.json")["tokens"] / 1e6,
-            dtype=settings["compute"]["dtype"],
-            peak_lr=settings["optimizer"]["peak_lr"],
-            warmup=settings["optimizer"]["warmup_steps"],
-            final=settings["optimizer"]["final_lr_ratio"],
-            seed=settings["seed"],
-            **{f"fim_{name}": settings["fim"][name] for name in ("rate", "spm_rate", "line_rate")},
+            total=sum(steps) * step_tokens / 1e6,
+            available=_read(self.first / "data.json")["tokens"] / 1e6,
+            dtype=second["compute"]["dtype"],
+            flags=" \\\n  ".join(_changed_flags(first, second)),
+            settings="\n".join(_setting_rows(first, second)),
+            final=second["optimizer"]["final_lr_ratio"],
+            seed=second["seed"],
             files=corpus["train"]["files"],
             megabytes=corpus["train"]["bytes"] / 1e6,
             packages=len(corpus["packages"]),
@@ -178,6 +195,37 @@ class DemoCard:
                 for package in corpus["packages"]
             ),
         )
+
+
+# What the card's table says of both runs: where it stands in the config, and in words.
+_SHOWN = {
+    "fim.rate": "share of the pieces that are permuted",
+    "fim.spm_rate": "of those, suffix first",
+    "fim.line_rate": "of those, with one whole line for a middle",
+    "optimizer.peak_lr": "peak learning rate of AdamW",
+    "optimizer.warmup_steps": "steps of warm-up",
+    "loop.steps": "steps",
+}
+
+
+def _changed_flags(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """The options by which the second run differs from the preset that the first one is."""
+    return [
+        f"--{path.replace('_', '-')} {_at(second, path)}"
+        for path in _SHOWN
+        if _at(second, path) != _at(first, path)
+    ]
+
+
+def _setting_rows(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    return [
+        f"| {words} | {_at(first, path)} | {_at(second, path)} |" for path, words in _SHOWN.items()
+    ]
+
+
+def _at(settings: dict[str, Any], path: str) -> Any:
+    group, name = path.split(".")
+    return settings[group][name]
 
 
 def demo_figures(result: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -201,6 +249,8 @@ def demo_figures(result: dict[str, Any]) -> tuple[list[str], list[str]]:
         _share("function bodies that parse", bodies["parses"]),
         _share("the files' own, cut alike", truth["parses"]),
         _share("function bodies that are trivial", bodies["trivial"]),
+        _share("function bodies that are empty", bodies["empty"]),
+        _share("function bodies that get stuck", bodies["stuck"]),
         _share("one line exactly, infilled (PSM)", infill["psm"]),
         _share("one line exactly, left to right", infill["left_to_right"]),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks.demo_card import demo_figures
+from benchmarks.demo_card import CURVES, demo_figures
 from benchmarks.demo_functions import cut_at_dedent, parses
 from jaxcoder import Generator
 from jaxcoder.manifest import MANIFEST_FILE
@@ -55,7 +55,7 @@ def test_it_writes_python(demo: Generator) -> None:
 def test_figures_of_the_card_are_those_that_were_measured() -> None:
     path = PROJECT / "benchmarks" / "results" / "demo_model.json"
     lengths, figures = demo_figures(json.loads(path.read_text(encoding="utf-8")))
-    assert len(lengths) == 2 + 3 and len(figures) == 2 + 5 + 1
+    assert len(lengths) == 2 + 3 and len(figures) == 2 + 7 + 1
     for row in lengths + figures:
         assert row in CARD
 
@@ -73,5 +73,6 @@ def test_card_says_how_it_was_made() -> None:
     train = ("train.demo_corpus", "train stdlib", "train export")
     for command in (*train, "benchmarks.demo_model", "benchmarks.demo_card"):
         assert f"python -m {command}" in CARD
-    assert "curve.svg" in CARD
-    assert (DEMO / "curve.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
+    for curve in CURVES:
+        assert f"({curve})" in CARD
+        assert (DEMO / curve).read_text(encoding="utf-8").lstrip().startswith("<?xml")

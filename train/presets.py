@@ -37,10 +37,11 @@ def smoke() -> TrainConfig:
 
 
 def stdlib() -> TrainConfig:
-    """The demo model: a small Python model with a tokenizer of its own.
+    """The demo model's first run: a small Python model with a tokenizer of its own.
 
     8,500 steps of 4,096 tokens; two CPU cores take 1.75 hours. The validation loss goes to 2.45
-    nats per token, 1.04 bits per byte.
+    nats per token, 1.04 bits per byte. A second run of 6,500 steps with more infilling, whose
+    command is in the model's card, takes it to 2.33 in an hour.
 
     Command: python -m train stdlib --data CORPUS --out runs/demo
     """
