@@ -135,6 +135,12 @@ def prepare_data(run: Path, config: TrainConfig, origin: Origin) -> Data:
     )
     record_data(run, store.report)
     say(_counts(store.report))
+    if not store.report["validation_documents"]:
+        say(
+            f"data: warning: none of the {store.report['documents']} documents is held out "
+            f"(share {config.source.validation_share}), so there is no validation; for one, start "
+            "a run with a greater --source.validation-share, such as 0.2"
+        )
     source = BatchSource(store, start.tokenizer, config)
     validation = Validation(store, start.config, start.tokenizer, config=config)
     return Data(start, source, validation)
