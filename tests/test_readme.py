@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,14 +154,26 @@ def test_commands_are_found() -> None:
 def workplace(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """The current folder is one with the files that the commands name."""
+    """The current folder is one with the files that the commands name, or make themselves."""
     (tmp_path / "checkpoint").symlink_to(tiny_checkpoint)
     for name in ("example.py", "prompt.py", "before.py", "after.py"):
         (tmp_path / name).write_text("def add(a, b):\n    return a + b\n")
+    for line in "".join(blocks("sh")).splitlines():
+        if line.startswith("printf "):
+            subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", (tmp_path / "prompt.py").open())
     yield
     sys.stdin.close()
+
+
+def test_an_example_of_infilling_makes_its_own_file(workplace: None) -> None:
+    """It took a file and a checkpoint that a reader does not have; the hole is where --at says."""
+    (words,) = [words for words in commands() if words[:3] == ["jaxcoder", "infill", "hole.py"]]
+    assert "--model" not in words
+    text = Path("hole.py").read_text()
+    prefix, suffix = cli.split_at(text, words[words.index("--at") + 1])
+    assert prefix == "def add(a, b):\n    return " and suffix.startswith("\n\nprint(add(")
 
 
 @pytest.mark.parametrize(
