@@ -24,6 +24,7 @@ from .diagnostics import say
 from .durable import replace_file
 from .generator import Generator
 from .info import describe, format_description
+from .invocation import command_line
 from .sampling import sampling_params
 from .showcase import showcase
 
@@ -214,7 +215,12 @@ class Demo:
     model: Model = ModelOptions()
 
     def run(self) -> None:
-        showcase(self.model.load(), _write)
+        showcase(
+            self.model.load(),
+            _write,
+            command=command_line(),
+            is_demo_model=self.model.model is None,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,25 +23,27 @@ from jaxcoder.hf_names import tensor_shapes
 from jaxcoder.tokenizer import Tokenizer
 from train.config_checks import check_config
 from train.presets import PRESETS
+from train.start_checks import check_start
 
 pytest_plugins = ["tiny_checkpoint"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+TRAINING = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
 PUBLISHED = "bigcode/tiny_starcoder_py"
 LISTED_WHOLE = ("jaxcoder", "conversion")
 """Folders whose every file the tree names."""
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The fenced blocks of one language; "" is a block of none."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [source for name, source in found if name == language]
 
 
-def commands() -> list[list[str]]:
+def commands(text: str = README) -> list[list[str]]:
     """The words of every shell command, as the shell would split them; of a pipe its last part."""
-    lines = "".join(blocks("sh")).splitlines()
+    lines = "".join(blocks("sh", text)).splitlines()
     return [shlex.split(line.rpartition(" | ")[2], comments=True) for line in lines if line]
 
 
@@ -151,14 +154,26 @@ def test_commands_are_found() -> None:
 def workplace(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """The current folder is one with the files that the commands name."""
+    """The current folder is one with the files that the commands name, or make themselves."""
     (tmp_path / "checkpoint").symlink_to(tiny_checkpoint)
     for name in ("example.py", "prompt.py", "before.py", "after.py"):
         (tmp_path / name).write_text("def add(a, b):\n    return a + b\n")
+    for line in "".join(blocks("sh")).splitlines():
+        if line.startswith("printf "):
+            subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", (tmp_path / "prompt.py").open())
     yield
     sys.stdin.close()
+
+
+def test_an_example_of_infilling_makes_its_own_file(workplace: None) -> None:
+    """It took a file and a checkpoint that a reader does not have; the hole is where --at says."""
+    (words,) = [words for words in commands() if words[:3] == ["jaxcoder", "infill", "hole.py"]]
+    assert "--model" not in words
+    text = Path("hole.py").read_text()
+    prefix, suffix = cli.split_at(text, words[words.index("--at") + 1])
+    assert prefix == "def add(a, b):\n    return " and suffix.startswith("\n\nprint(add(")
 
 
 @pytest.mark.parametrize(
@@ -179,9 +194,12 @@ def test_jaxcoder_command_runs(
         assert json.loads(out)
 
 
-@pytest.mark.parametrize(
-    "words", [words for words in commands() if words[:2] == ["python", "-m"]], ids=shlex.join
-)
+MODULE_COMMANDS = [
+    words for words in (*commands(), *commands(TRAINING)) if words[:2] == ["python", "-m"]
+]
+
+
+@pytest.mark.parametrize("words", MODULE_COMMANDS, ids=shlex.join)
 def test_module_command_parses(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     """The command line accepts it; what it does has tests of its own."""
     parsed = []
@@ -202,6 +220,31 @@ def test_module_command_parses(monkeypatch: pytest.MonkeyPatch, words: list[str]
         check_config(command.config)
     else:
         assert type(parsed[0]).__name__.lower().removesuffix("command") == words[3]
+
+
+def test_first_run_of_the_guide_starts_from_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings, model and data fit each other; a newcomer needed three attempts.
+
+    Control: without one of its settings they do not.
+    """
+    (words,) = [words for words in MODULE_COMMANDS if "jaxcoder/demo" in words]
+    monkeypatch.chdir(PROJECT)
+    for left_out in ("", "--batch.seq-len", "--optimizer.warmup-steps"):
+        given = list(words[4:])
+        if left_out:
+            del given[given.index(left_out) : given.index(left_out) + 2]
+        command = tyro.cli(
+            train.cli.TrainCommand,
+            args=[*given, "--out", str(tmp_path / "run")],
+            default=train.cli.TrainCommand(PRESETS[words[3]]()),
+        )
+        if left_out:
+            with pytest.raises(ValueError, match=r"batch\.seq_len|optimizer\.warmup_steps"):
+                check_start(command.config)
+        else:
+            assert check_start(command.config).folder == Path("jaxcoder/demo")
 
 
 def test_make_targets_exist() -> None:

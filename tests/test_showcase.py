@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxcoder import Generator, cli, showcase
+from jaxcoder.invocation import command_line
 
 pytest_plugins = ["tiny_checkpoint"]
 
@@ -18,13 +19,14 @@ def test_showcase(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(showcase, "SUFFIX", "b")
     monkeypatch.setattr(showcase, "_COMPLETION_TOKENS", 4)
     monkeypatch.setattr(showcase, "_INFILL_TOKENS", 4)
-    showcase.showcase(generator, pieces.append)
+    showcase.showcase(generator, pieces.append, command=".venv/bin/jaxcoder", is_demo_model=False)
     text = "".join(pieces)
     completion = generator.generate("x = ", max_new_tokens=4).text
     assert f"\nx = {completion}\n" in text
     assert f"\na⟦{generator.infill('a', 'b', max_new_tokens=4).text}⟧b" in text
     assert re.search(r"--- \d+ tokens/s, a model of [\d,]+ parameters", text)
-    assert "--model bigcode/tiny_starcoder_py" in text
+    assert "\n  .venv/bin/jaxcoder complete 'def fibonacci(n):' --model bigcode/tiny" in text
+    assert "not to be used" not in text
 
 
 def test_the_demo_command_shows_the_embedded_model(
@@ -35,4 +37,7 @@ def test_the_demo_command_shows_the_embedded_model(
     out = capsys.readouterr().out
     count = sum(leaf.size for leaf in jax.tree.leaves(Generator.from_pretrained().params))
     assert f"a model of {count:,} parameters" in out
+    (warning,) = [line for line in out.splitlines() if "tiny" in line and "not to be used" in line]
+    assert out.startswith(warning)
+    assert f"\n  {command_line()} complete 'def fibonacci(n):'" in out
     assert showcase.PROMPT in out and f"{showcase.PREFIX}⟦" in out and f"⟧{showcase.SUFFIX}" in out

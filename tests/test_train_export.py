@@ -5,7 +5,8 @@ The second half trains adapters on such a folder, through the whole loop.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from jaxcoder import Generator, layers
 from jaxcoder.checkpoint import load_checkpoint
 from jaxcoder.config import ModelConfig
 from jaxcoder.errors import CheckpointError, ConfigError
+from jaxcoder.manifest import MANIFEST_FILE
+from train import cli
 from train.config import LoraConfig, TrainConfig
 from train.export import export_run
 from train.loop import fit
@@ -134,13 +137,76 @@ def test_its_card_says_where_it_comes_from(whole: Run, exported: Path) -> None:
 
 
 def test_an_earlier_step_can_be_exported(whole: Run) -> None:
-    """By default into the run; a second time the place is taken."""
+    """By default into the run."""
     folder = export_run(whole.folder, step=4)
     assert folder == whole.folder / "export-4"
     assert_bitwise_equal(loaded(folder), whole.states[4].params)
     assert "step 4 of 5" in (folder / "README.md").read_text()
-    with pytest.raises(CheckpointError, match="export-4"):
-        export_run(whole.folder, step=4)
+
+
+def test_an_export_that_is_there_is_said_to_be(
+    whole: Run, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run has exported by itself, and `export RUN` was an error."""
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in exported.iterdir()}
+    assert cli.main(["export", str(whole.folder), str(exported)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{exported}\n"
+    assert f"{exported}: holds this export of step 5 already" in said.err
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in exported.iterdir()}
+    assert after == before
+
+
+def _flip_a_weight(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a weight": _flip_a_weight,
+    "the card": lambda folder: (folder / "README.md").write_text("mine"),
+    "the config": lambda folder: (folder / "config.json").write_text("{}"),
+    "a file more": lambda folder: (folder / "notes.txt").touch(),
+    "a file less": lambda folder: (folder / "merges.txt").unlink(),
+    "no manifest": lambda folder: (folder / MANIFEST_FILE).unlink(),
+    "a manifest cut off": lambda folder: (folder / MANIFEST_FILE).write_text("{"),
+    "a folder in a file's place": lambda folder: (
+        (folder / "merges.txt").unlink(),
+        (folder / "merges.txt").mkdir(),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_that_is_not_quite_the_export_is_taken(
+    change: str, whole: Run, exported: Path, tmp_path: Path
+) -> None:
+    """It is not written over, whatever its name."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    assert export_run(whole.folder, folder) == folder, "control: a copy is the export"
+    CHANGES[change](folder)
+    before = hashes(folder)
+    with pytest.raises(CheckpointError, match="expected a new or an empty folder"):
+        export_run(whole.folder, folder)
+    assert hashes(folder) == before
+
+
+def test_another_export_is_not_this_one(whole: Run, exported: Path, tmp_path: Path) -> None:
+    """Of another step, of another type, and of a run with other figures."""
+    before = hashes(exported)
+    for arguments in ({"step": 4}, {"dtype": "bfloat16"}):
+        with pytest.raises(CheckpointError, match="expected a new or an empty folder"):
+            export_run(whole.folder, exported, **arguments)
+    other = tmp_path / whole.folder.name
+    shutil.copytree(whole.folder, other)
+    metrics = other / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(CheckpointError, match="expected a new or an empty folder"):
+        export_run(other, exported)
+    assert hashes(exported) == before
 
 
 def test_a_narrow_type_rounds_once(whole: Run, tmp_path: Path) -> None:
@@ -151,9 +217,22 @@ def test_a_narrow_type_rounds_once(whole: Run, tmp_path: Path) -> None:
 
 
 def test_a_step_without_a_checkpoint_is_refused(whole: Run, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="3"):
-        export_run(whole.folder, tmp_path / "none", step=3)
+    """With the steps that have one."""
+    for step in (3, 99, -1):
+        with pytest.raises(CheckpointError) as caught:
+            export_run(whole.folder, tmp_path / "none", step=step)
+        assert f"no checkpoint of step {step}, expected one of 2, 4, 5" in str(caught.value)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_lost_its_tokenizer_is_left_as_it_is(whole: Run, tmp_path: Path) -> None:
+    """An export took the model's of today over, or trained another."""
+    shutil.copytree(whole.folder, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    before = hashes(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"run/tokenizer\.json: no such file"):
+        export_run(tmp_path / "run", tmp_path / "model")
+    assert hashes(tmp_path / "run") == before
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

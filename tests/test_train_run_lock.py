@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from jaxcoder.errors import ConfigError
+from train import run_lock as module
 from train.run_lock import LOCK_FILE, run_lock
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -63,6 +65,49 @@ def test_clean_end_leaves_no_holder(tmp_path: Path, capfd) -> None:
     with run_lock(tmp_path) as killed:
         assert killed is None
     assert not capfd.readouterr().err
+
+
+def test_a_failure_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
+    """Folders made for the lock go with it, unless the run has begun; those that were there stay.
+
+    Control: an interruption leaves them, since the same command goes on.
+    """
+    run = tmp_path / "new" / "run"
+    with pytest.raises(KeyError), run_lock(run):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    run.mkdir(parents=True)
+    with pytest.raises(KeyError), run_lock(run):
+        raise KeyError
+    assert not list(run.iterdir())
+    with pytest.raises(KeyError), run_lock(run):
+        (run / "config.json").touch()
+        raise KeyError
+    assert {path.name for path in run.iterdir()} == {"config.json", LOCK_FILE}
+    with pytest.raises(KeyboardInterrupt), run_lock(tmp_path / "other"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "other" / LOCK_FILE).exists()
+
+
+def test_a_file_deleted_before_it_is_locked_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking, the process that made it failed: two would hold the run."""
+    lock, calls = module._lock, []
+
+    def late(file: IO[str], folder: Path) -> None:
+        calls.append(file)
+        if len(calls) == 1:
+            (folder / LOCK_FILE).unlink()
+        lock(file, folder)
+
+    monkeypatch.setattr(module, "_lock", late)
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+        monkeypatch.undo()
+        with pytest.raises(ConfigError, match="is being written by"), run_lock(tmp_path):
+            pass
+    assert len(calls) == 2 and calls[0].closed
 
 
 def test_refused_start_keeps_the_holders_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train.run_folder import CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE
+from train.run_folder import CHECKPOINTS, CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE
 from train.run_record import remove_partial_files, undone_on_failure
 
 NAMES = (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE)
@@ -28,6 +28,7 @@ def test_what_a_failed_start_wrote_goes_and_the_config_last(
     with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path):
         for name in NAMES:
             (tmp_path / name).touch()
+        (tmp_path / CHECKPOINTS).mkdir()
         raise ValueError("a mistake")
     assert sorted(gone) == sorted(NAMES)
     assert gone[-1] == CONFIG_FILE
@@ -38,10 +39,15 @@ def test_what_was_there_before_stays(tmp_path: Path) -> None:
     """A run that exists keeps its records when a later start of it fails."""
     (tmp_path / CONFIG_FILE).touch()
     (tmp_path / TOKENIZER_FILE).touch()
+    (tmp_path / CHECKPOINTS).mkdir()
     with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path):
         (tmp_path / DATA_FILE).touch()
         raise ValueError("a mistake")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, TOKENIZER_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        CHECKPOINTS,
+        CONFIG_FILE,
+        TOKENIZER_FILE,
+    ]
 
 
 def test_a_signal_undoes_nothing(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import pytest
 from training_run import run_config
 
 from jaxcoder.errors import ConfigError, TokenizerError
+from train.config import SourceConfig
+from train.loop import prepare_data
 from train.presets import smoke
 from train.run_folder import TOKENIZER_FILE
-from train.start import prepare_start
+from train.start import find_origin, prepare_start
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,31 @@ def test_a_folder_without_a_file_that_the_preset_takes_is_named(
         prepare_start(dataclasses.replace(config, data=str(tmp_path / "nowhere")), run)
     assert capsys.readouterr().err == ""
     assert not list(run.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-9, 0.2])
+def test_a_run_that_holds_nothing_out_says_so(
+    tmp_path: Path,
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a few documents a small share is none, and nothing told why there was no validation.
+
+    Control: where some are held out there is no such line.
+    """
+    monkeypatch.setenv("JAXCODER_CACHE", str(tmp_path / "cache"))
+    config, run = run_config(tmp_path), tmp_path / "run"
+    run.mkdir()
+    config = dataclasses.replace(config, source=SourceConfig(validation_share=share))
+    prepare_data(run, config, find_origin(config))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    if share == 0.2:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert f"none of the 24 documents is held out (share {share})" in line
+        assert "there is no validation" in line and "--source.validation-share" in line
 
 
 def test_the_run_keeps_the_tokenizer_it_began_with(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import tyro
 from jaxcoder.diagnostics import say
 
 from .config import TrainConfig
-from .config_checks import check_config, setting_names
+from .config_checks import setting_names
 from .presets import PRESETS
 from .run_folder import EXPORT
 from .stopped import TrainingStopped
@@ -148,7 +148,10 @@ def _train(preset: str, words: list[str]) -> int:
         description=PRESETS[preset].__doc__,
         return_unknown_args=True,
     )
-    check_config(command.config, further=list(_mistyped(unknown)))
+    if unknown:
+        from .start_checks import check_start
+
+        check_start(command.config, further=list(_mistyped(unknown)))
     from .loop import fit
     from .signals import stop_on_signals
 

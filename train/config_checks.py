@@ -17,7 +17,7 @@ def check_config(config: TrainConfig, *, further: Sequence[str] = ()) -> None:
     """Raise one error for all that is wrong with `config` by itself.
 
     What depends on the model or the data (a window longer than the model's positions, say) is
-    checked where those are known.
+    told by `start_checks.check_start`.
 
     Args:
       config: the settings.
@@ -27,7 +27,7 @@ def check_config(config: TrainConfig, *, further: Sequence[str] = ()) -> None:
       ConfigError: lists every problem: the field, its value, what was expected.
     """
     raise_if_any(
-        [*further, *_problems(config)],
+        [*further, *config_problems(config)],
         "training configuration",
         remedy="mend the settings named",
         error=ConfigError,
@@ -93,7 +93,8 @@ _FIELDS = {
 }
 
 
-def _problems(config: TrainConfig) -> Iterator[str]:
+def config_problems(config: TrainConfig) -> Iterator[str]:
+    """All that is wrong with `config` by itself; each begins with the field's name and a colon."""
     yield from _missing(config)
     for rule, names in _FIELDS.items():
         holds, expected = _RULES[rule]

@@ -9,6 +9,18 @@ from jaxcoder.tokenizer import Tokenizer
 
 from .sources import Document
 
+_REPOSITORY, _PATH = "<reponame>", "<filename>"
+
+
+def check_headers(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that headers cannot be written with.
+
+    Raises:
+      ConfigError: it lacks one of the special tokens.
+    """
+    for token in (_REPOSITORY, _PATH):
+        _special_id(token, tokenizer)
+
 
 def header_ids(document: Document, tokenizer: Tokenizer) -> list[int]:
     """The ids of a document's header; none where neither its repository nor its path is known.
@@ -17,7 +29,7 @@ def header_ids(document: Document, tokenizer: Tokenizer) -> list[int]:
       ConfigError: the tokenizer lacks one of the special tokens.
     """
     ids: list[int] = []
-    for token, text in (("<reponame>", document.repository), ("<filename>", document.path)):
+    for token, text in ((_REPOSITORY, document.repository), (_PATH, document.path)):
         if text:
             ids += [_special_id(token, tokenizer), *tokenizer.encode(text)]
     return [*ids, *tokenizer.encode("\n")] if ids else []

@@ -1,7 +1,7 @@
 """`fit`: one training run from its config to its last checkpoint, started anew or gone on with.
 
 The order of events of a run:
- 1. the run directory is locked, its config written or compared;
+ 1. settings and model are checked, the run directory is locked, its config written or compared;
  2. tokenizer, token store and batches are prepared;
  3. the newest valid checkpoint is restored, or the weights are made;
  4. steps: batch, step, report; validation and checkpoints at their intervals;
@@ -21,7 +21,6 @@ from jaxcoder.errors import ConfigError
 from .checkpoint_folder import committed_steps
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .config_checks import check_config
 from .data import Batch, BatchSource, Contents
 from .evaluation import Validation
 from .report import Report, Reporter
@@ -36,7 +35,8 @@ from .run_record import (
     undone_on_failure,
 )
 from .signals import Stopped, StopRequest, stop_on_signals
-from .start import Start, prepare_start
+from .start import Origin, Start, prepare_start
+from .start_checks import check_start
 from .step import StepConfig, TrainState, model_params, tensor_names, train_step
 from .store import open_store
 
@@ -69,18 +69,20 @@ def fit(
       resume: False refuses a run that exists.
 
     Raises:
-      ConfigError: mistakes in `config`, or the run directory belongs to another run.
+      ConfigError: mistakes in `config`, or the run directory belongs to another run. Nothing that
+        a first start has made is left then.
+      CheckpointError, TokenizerError: a model that cannot be used.
       CheckpointError: a damaged checkpoint, or a save that failed.
       TrainingStopped: too many steps in a row were not finite.
     """
-    check_config(config)
+    origin = check_start(config)
     run = Path(config.out)
     with stop_on_signals() as stop, run_lock(run):
         try:
             with undone_on_failure(run):
                 checkpoints = _open_checkpoints(run, config, resume=resume)
                 with stop.immediate():
-                    data = prepare_data(run, config)
+                    data = prepare_data(run, config, origin)
                 settings = step_config(config, data.start.config)
                 record_start(run, data.start.config, dtype=settings.model.dtype.name)
                 announce(default_device(), settings.model.dtype.name)
@@ -116,13 +118,13 @@ def fit(
     return Outcome(step, step == config.loop.steps and not stop)
 
 
-def prepare_data(run: Path, config: TrainConfig) -> Data:
+def prepare_data(run: Path, config: TrainConfig, origin: Origin) -> Data:
     """Tokenizer, tokens and batches of a run; what it began with is written, or compared.
 
     Raises:
       ConfigError: the model or the data is not usable, or not what the run began with.
     """
-    start = prepare_start(config, run)
+    start = prepare_start(config, run, origin)
     human_eval = config.source.human_eval
     store = open_store(
         config,
@@ -133,6 +135,12 @@ def prepare_data(run: Path, config: TrainConfig) -> Data:
     )
     record_data(run, store.report)
     say(_counts(store.report))
+    if not store.report["validation_documents"]:
+        say(
+            f"data: warning: none of the {store.report['documents']} documents is held out "
+            f"(share {config.source.validation_share}), so there is no validation; for one, start "
+            "a run with a greater --source.validation-share, such as 0.2"
+        )
     source = BatchSource(store, start.tokenizer, config)
     validation = Validation(store, start.config, start.tokenizer, config=config)
     return Data(start, source, validation)

@@ -16,7 +16,9 @@ from jaxcoder.errors import ConfigError
 from jaxcoder.json_file import json_bytes, read_json_object
 from jaxcoder.problems import shorten
 
+from .checkpoint_folder import committed_steps
 from .config import TrainConfig
+from .run_lock import LOCK_FILE
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -51,6 +53,7 @@ _FREE = {
 }
 
 _LIMIT = 1 << 20
+_MOST_NAMED = 5
 
 
 def config_fields(config: TrainConfig) -> dict[str, Any]:
@@ -73,6 +76,39 @@ def read_config(folder: Path) -> TrainConfig:
             f"{path}: config does not have the fields of this version ({exc}); "
             "use the version named in the file"
         ) from exc
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """Whether what is in `folder`, if it is there, is something else than a run.
+
+    What a start that was killed before it began leaves is nothing: a lock, a folder for
+    checkpoints, hidden files.
+    """
+    path = folder / CONFIG_FILE
+    if path.exists():
+        try:
+            fields = read_json_object(path, limit=_LIMIT, error=ConfigError)
+        except ConfigError as exc:
+            return [f"out: {exc}"]
+        if isinstance(fields.get("config"), dict):
+            return []
+        return [
+            f"out: {str(folder)!r}: its {CONFIG_FILE} is not one of a run, expected an object "
+            "'config' in it; give another --out"
+        ]
+    allowed = {LOCK_FILE} if committed_steps(folder / CHECKPOINTS) else {LOCK_FILE, CHECKPOINTS}
+    try:
+        names = {path.name for path in folder.iterdir()} - allowed
+    except OSError:  # absent, a file, or not to be read: the lock of the run tells
+        return []
+    found = sorted(name for name in names if not name.startswith("."))
+    if not found:
+        return []
+    shown = ", ".join(found[:_MOST_NAMED]) + (", ..." if len(found) > _MOST_NAMED else "")
+    return [
+        f"out: {str(folder)!r}: holds {shown} and no run ({CONFIG_FILE}), expected a folder that "
+        "is new, empty or a run's; give another --out"
+    ]
 
 
 class RunRecord(NamedTuple):

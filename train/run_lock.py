@@ -23,8 +23,8 @@ _MAX_CHARACTERS = 4096
 def run_lock(folder: Path) -> Iterator[str | None]:
     """Hold the lock of `folder`, which is made where it is absent, while the block runs.
 
-    The operating system frees the lock when its holder dies, however it dies. The file stays:
-    deleting it would let two processes lock two files of one name.
+    The operating system frees the lock when its holder dies, however it dies. The file stays. But
+    where an error ends the block and there is nothing else in the folder, what was made here goes.
 
     Yields:
       Who held it and ended without freeing it, killed or crashed; None after a clean end.
@@ -32,30 +32,70 @@ def run_lock(folder: Path) -> Iterator[str | None]:
     Raises:
       ConfigError: another process holds it (named), or the file cannot be opened.
     """
-    file = _open(folder)
+    file, made = _open_locked(folder)
     with file:
-        _lock(file, folder)
         killed = _holder(file)
         if killed is not None:
             say(f"{folder}: the run before ended without cleaning up ({killed}); taking over")
         _write(file, {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()})
         try:
             yield killed
+        except Exception:
+            # While it is still ours: whoever has opened the file sees that it is gone.
+            _remove(made)
+            raise
         finally:
             file.truncate(0)
 
 
-def _open(folder: Path) -> IO[str]:
+def _open_locked(folder: Path) -> tuple[IO[str], list[Path]]:
+    """The file with its lock held, and what was made for it: the file, the folder, those above.
+
+    A process that fails deletes the file that it made. One that had opened it meanwhile would
+    lock a file without a name, and another process the next one of that name.
+    """
+    while True:
+        file, made = _open(folder)
+        try:
+            _lock(file, folder)
+            if _is_in_place(file, folder / LOCK_FILE):
+                return file, made
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _open(folder: Path) -> tuple[IO[str], list[Path]]:
     path = folder / LOCK_FILE
+    made = [new for new in (path, folder, *folder.parents) if not os.path.lexists(new)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Never truncated here: until the lock is ours, the content is the holder's.
-        return path.open("a+", encoding="utf-8", errors="replace")
+        return path.open("a+", encoding="utf-8", errors="replace"), made
     except OSError as exc:
+        _remove(made)
         raise ConfigError(
             f"{path}: cannot be opened ({exc.strerror}); expected a folder to write the run into, "
             "choose another or check its mode"
         ) from exc
+
+
+def _is_in_place(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(made: list[Path]) -> None:
+    """Delete the file and the folders of `made`, each unless there is something else in it."""
+    for path in made:
+        with contextlib.suppress(OSError):
+            if path.name != LOCK_FILE:
+                path.rmdir()
+            elif [other.name for other in path.parent.iterdir()] == [LOCK_FILE]:
+                path.unlink()
 
 
 def _lock(file: IO[str], folder: Path) -> None:

@@ -19,7 +19,15 @@ from jaxcoder.durable import is_partial, replace_file
 from jaxcoder.errors import ConfigError
 from jaxcoder.json_file import json_bytes, parse_json_object, read_json_object
 
-from .run_folder import CONFIG_FILE, DATA_FILE, EXPORT, START_FILE, TOKENIZER_FILE, differences
+from .run_folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    DATA_FILE,
+    EXPORT,
+    START_FILE,
+    TOKENIZER_FILE,
+    differences,
+)
 
 _OPTIONS = (
     "jax_default_matmul_precision",
@@ -86,16 +94,21 @@ def record_data(folder: Path, report: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def undone_on_failure(folder: Path) -> Iterator[None]:
-    """Remove the files that a first start has written when an error ends it: none was used.
+    """Remove what a first start has made when an error ends it, all of it unused.
 
     So that a mistake in the settings can be mended under the same --out.
     """
     # The config last: while it is there, no other settings take over what else is.
     paths = [folder / name for name in (START_FILE, DATA_FILE, TOKENIZER_FILE, CONFIG_FILE)]
     new = [path for path in paths if not path.exists()]
+    checkpoints = folder / CHECKPOINTS
+    is_first = not checkpoints.exists()
     try:
         yield
     except Exception:
+        if is_first:
+            with contextlib.suppress(OSError):  # it was not made, or it is not empty
+                checkpoints.rmdir()
         for path in new:
             path.unlink(missing_ok=True)
         raise

@@ -17,11 +17,17 @@ from jaxcoder.model import GPTBigCode, init_params
 from jaxcoder.tokenizer import Tokenizer
 
 from .config import ShapeConfig, TrainConfig
-from .config_checks import window_problems
-from .lora import check_lora
 from .run_folder import TOKENIZER_FILE
 from .sources import Document, no_document_problem, read_documents
 from .tokenizer_training import train_tokenizer
+
+
+class Origin(NamedTuple):
+    """What a run starts from, found; nothing of it is taken over yet."""
+
+    config: ModelConfig
+    folder: Path | None
+    """Of the model; None: a new one, with a tokenizer of its own."""
 
 
 class Start(NamedTuple):
@@ -33,36 +39,41 @@ class Start(NamedTuple):
     """Folder of the weights to start from; None: fresh ones."""
 
 
-def prepare_start(config: TrainConfig, run: Path) -> Start:
-    """Find or make config and tokenizer; RUN/tokenizer.json holds the tokenizer afterwards.
+def find_origin(config: TrainConfig) -> Origin:
+    """The config of a run's model, and the folder that it is in; one of the Hub is fetched.
+
+    Raises:
+      CheckpointError, ConfigError: no such model, or a config.json that cannot be used.
+      ValueError: a revision of a local folder.
+    """
+    if not config.model:
+        return Origin(model_config_of(config.shape), None)
+    folder = resolve(config.model, revision=config.revision)
+    return Origin(ModelConfig.from_file(folder / "config.json"), folder)
+
+
+def prepare_start(config: TrainConfig, run: Path, origin: Origin | None = None) -> Start:
+    """Take over or make the tokenizer; RUN/tokenizer.json holds it afterwards.
 
     A model that does not exist yet gets a tokenizer trained on the run's own data, once.
 
+    Args:
+      config: the run, whose settings suit the model: see `start_checks`.
+      run: its folder.
+      origin: of the run; None: it is found now.
+
     Raises:
-      CheckpointError, ConfigError, TokenizerError: the model's folder is not usable, or its window
-        is shorter than a row.
+      CheckpointError, ConfigError, TokenizerError: the model's folder or the data is not usable.
     """
-    path = run / TOKENIZER_FILE
-    if config.model:
-        folder = resolve(config.model, revision=config.revision)
-        model_config = ModelConfig.from_file(folder / "config.json")
-        if not path.exists():
-            _take_tokenizer(folder / TOKENIZER_FILE, path, model_config)
-    else:
-        folder, model_config = None, model_config_of(config.shape)
-        if not path.exists():
+    origin = find_origin(config) if origin is None else origin
+    model, path = origin.config, run / TOKENIZER_FILE
+    if not path.exists():
+        if origin.folder is None:
             _train_tokenizer(config, path)
-    tokenizer = Tokenizer.from_file(
-        path, vocab_size=model_config.vocab_size, model_type=model_config.model_type
-    )
-    problems = window_problems(config.batch.seq_len, model_config.n_positions)
-    if problems:
-        raise ConfigError(f"training configuration: {problems[0]}; lower it")
-    if config.lora.rank:
-        check_lora(config.lora, model_config)
-    if config.fim.rate > 0:
-        _ = tokenizer.fim  # raises where the tokenizer has no sentinels
-    return Start(model_config, tokenizer, None if config.fresh else folder)
+        else:
+            _take_tokenizer(origin.folder / TOKENIZER_FILE, path, model)
+    tokenizer = Tokenizer.from_file(path, vocab_size=model.vocab_size, model_type=model.model_type)
+    return Start(model, tokenizer, None if config.fresh else origin.folder)
 
 
 def model_config_of(shape: ShapeConfig) -> ModelConfig:
