@@ -35,6 +35,7 @@ LIBRARY = {
     "text_stream": Allowed(),
     "byte_level": Allowed(),
     "timing": Allowed("", "jax"),
+    "invocation": Allowed(),
     "devices": Allowed("diagnostics", "jax"),
     "durable": Allowed("errors"),
     "json_file": Allowed("problems"),
@@ -101,7 +102,8 @@ USES = {
     ),
     "train": (
         "errors diagnostics problems durable devices json_file config hf_names hub fim tokenizer "
-        "checkpoint cache sampling products layers model generate generator"
+        "shards tensor_checks manifest checkpoint cache sampling products layers model generate "
+        "generator"
     ),
     "benchmarks": " ".join(["__init__", *LIBRARY]),
 }
