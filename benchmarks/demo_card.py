@@ -61,8 +61,9 @@ third-party package {third_party}. Training files that share too much with them 
   the file before them, temperature {temperature}, {new_tokens} new tokens at most, cut at the first
   dedent; where the tokens run out, the last line is dropped. The files' own bodies, cut alike, are
   the ceiling: a body longer than that often does not parse either. *Trivial* is a body of nothing
-  but `pass`, `...` or one repeated line; *empty* one that ends before it began, which does not
-  parse; *stuck* is one with the same line three times in a row anywhere.
+  but `pass`, `...` or one repeated line, comment lines apart; *empty* one that ends before it
+  began, which does not parse; *stuck* one with the same line, a letter or digit in it, three times
+  in a row anywhere.
 - **One line**: {lines} lines of 6 characters or more, greedy, {line_tokens} new tokens at most.
   Infilling sees the text after the line; left to right is the same model without it. An
   infilled share that is no higher says that the model has not learned to use it.

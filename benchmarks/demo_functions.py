@@ -108,7 +108,7 @@ def parses(header: str, body: str) -> bool:
 def is_trivial(body: str) -> bool:
     """Whether a body has nothing but ``pass``, ``...`` or one repeated line.
 
-    Comments and blank lines do not count. A body of nothing else is no body, see `is_empty`.
+    Comment lines and blank ones do not count. A body of nothing else is no body, see `is_empty`.
     """
     lines = _code_lines(body)
     if lines and set(lines) <= {"pass", "..."}:

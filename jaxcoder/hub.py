@@ -5,6 +5,7 @@ ever is. huggingface_hub is imported where it is used: local folders work withou
 """
 
 import functools
+import os
 from pathlib import Path
 
 from .diagnostics import say
@@ -46,7 +47,8 @@ def resolve(
             f"path_or_repo is {path_or_repo!r}, expected a folder or a repository id; "
             "for the current folder pass '.'"
         )
-    folder = Path(path_or_repo).expanduser()
+    # Not Path.expanduser, which raises where there is no such user.
+    folder = Path(os.path.expanduser(path_or_repo))
     if folder.is_dir():
         if revision is not None:
             raise ValueError(

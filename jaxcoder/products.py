@@ -34,9 +34,10 @@ def product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
 def row_sum_product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
     """`product` that sums over the last axis but one of `a`, and over no last axis of `b` either.
 
-    On CPU, XLA uses the processor's bfloat16 instructions for every other product: for this one `a`
-    is transposed in memory, which takes less than that saves (docs/decisions/0012). Let `a` be the
-    smaller one, and the output not be transposed in the same breath: XLA would undo it.
+    On CPU, a newer XLA uses the processor's bfloat16 instructions for every other product: for this
+    one `a` is transposed in memory, which takes less than that saves (docs/decisions/0012). Let `a`
+    be the smaller one, or where both are large the one that comes first in the output: that must
+    not be transposed in the same breath, XLA would undo it.
     """
     if dtype == jnp.float32:
         return product(spec, a, b, dtype)
@@ -82,7 +83,7 @@ def _mixed_product(rows: Array, weight: Array, bias: Array | None, dtype: Dtype)
 
     Left to itself, JAX multiplies the float32 gradient with `dtype` operands and rounds what comes
     out to `dtype`; here the gradient is rounded before the products, whose sums stay float32. The
-    bias's gradient is one of them, or the unrounded gradient would be kept for it.
+    bias's gradient sums the rounded one too, or the unrounded gradient would be kept for it.
     """
     return _biased(product("ri,oi->ro", rows, weight, dtype), bias)
 
@@ -103,8 +104,8 @@ def _mixed_backward(
     d_weight = row_sum_product("ro,ri->oi", d_out, rows, dtype).astype(weight.dtype)
     if bias is None:
         return d_rows, d_weight, None
-    ones = jnp.ones(len(rows), dtype)
-    return d_rows, d_weight, product("r,ro->o", ones, d_out, dtype).astype(bias.dtype)
+    d_bias = jnp.sum(d_out, axis=0, dtype=jnp.float32)
+    return d_rows, d_weight, d_bias.astype(bias.dtype)
 
 
 _mixed_product.defvjp(_mixed_forward, _mixed_backward)

@@ -1,11 +1,15 @@
 """Products: the same numbers in every form, and bfloat16 operands that stay so on CPU."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcoder.products import product, row_sum_product, weight_product
+from jaxcoder.self_attention import self_attention
+from train.loss import chunked_cross_entropy
 
 BFLOAT16 = jnp.dtype("bfloat16")
 
@@ -52,6 +56,33 @@ def test_sums_over_rows_keep_bfloat16_operands_where_xla_can() -> None:
         pytest.skip("this XLA widens every bfloat16 product")
     assert not widened("ro,ri->oi", rows_a, rows_b, rows=True)
     assert widened("ro,ri->oi", rows_a, rows_b, rows=False)
+
+
+def transposes(function: Callable, *arguments: jax.Array) -> int:
+    """Layout constraints in the program of the function's gradients."""
+    return str(jax.make_jaxpr(jax.grad(function))(*arguments)).count("= layout_constraint[")
+
+
+def test_every_sum_over_tokens_of_the_backward_pass_is_one_of_these() -> None:
+    """One for a weight, two for keys and values in each block, one for the head; float32: none."""
+    x, weight = random(40, 8), random(12, 8, seed=1)
+    q, k = random(1, 512, 2, 4), random(1, 512, 1, 4, seed=1)
+    targets, ones = jnp.zeros(40, jnp.int32), jnp.ones(40)
+    for dtype, expected in (("bfloat16", (1, 4, 1)), ("float32", (0, 0, 0))):
+        kind = jnp.dtype(dtype)
+        counts = (
+            transposes(lambda w, kind=kind: weight_product(x, w, kind).sum(), weight),
+            transposes(
+                lambda q, kind=kind: self_attention(q, k, k, scale=1.0, dtype=kind).sum(), q
+            ),
+            transposes(
+                lambda w, kind=kind: chunked_cross_entropy(
+                    x, w, targets=targets, weights=ones, chunk=40, dtype=kind
+                ),
+                weight,
+            ),
+        )
+        assert counts == expected, dtype
 
 
 def test_mixed_gradients_are_products_of_rounded_operands() -> None:

@@ -67,12 +67,13 @@ def test_clean_end_leaves_no_holder(tmp_path: Path, capfd) -> None:
     assert not capfd.readouterr().err
 
 
-def test_a_failure_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", LOCK_FILE])
+def test_a_failure_leaves_nothing_that_was_not_there(tmp_path: Path, name: str) -> None:
     """Folders made for the lock go with it, unless the run has begun; those that were there stay.
 
     Control: an interruption leaves them, since the same command goes on.
     """
-    run = tmp_path / "new" / "run"
+    run = tmp_path / "new" / name
     with pytest.raises(KeyError), run_lock(run):
         raise KeyError
     assert not list(tmp_path.iterdir())

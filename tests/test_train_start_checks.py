@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from training_run import command_words, run_config
 
 from jaxcoder.checkpoint import SINGLE_FILE
 from jaxcoder.errors import CheckpointError, ConfigError, TokenizerError
-from train import cli, start
+from train import cli, start, start_checks
 from train.config import LoraConfig, SourceConfig, TrainConfig
 from train.loop import fit
 from train.run_folder import CHECKPOINTS, CONFIG_FILE, TOKENIZER_FILE
@@ -210,3 +212,44 @@ def test_an_error_after_the_checks_leaves_nothing_either(
     assert "no document to train on" in refusal(deep)
     assert not (tmp_path / "a").exists()
     capsys.readouterr()
+
+
+def test_a_signal_during_the_checks_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fetching a model takes minutes: SIGTERM then ends it, with status 0 and nothing left."""
+
+    def fetch(config: TrainConfig) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal must end this")
+
+    monkeypatch.setattr(start_checks, "find_origin", fetch)
+    config = run_config(tmp_path)
+    before = listing(tmp_path)
+    assert not fit(config).is_finished
+    assert "SIGTERM: ended before the next step" in capsys.readouterr().err
+    assert listing(tmp_path) == before
+
+
+def test_without_a_run_the_current_folder_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing --out is all that is wrong, whatever lies where the command is typed."""
+    config = dataclasses.replace(run_config(tmp_path), out="")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / TOKENIZER_FILE).write_text("{}")
+    monkeypatch.chdir(here)
+    with pytest.raises(ConfigError) as caught:
+        check_start(config)
+    assert "out:" in str(caught.value) and TOKENIZER_FILE not in str(caught.value)
+
+
+def test_a_name_that_the_system_refuses_is_one_of_the_list(tmp_path: Path) -> None:
+    """Too long for a file, or of a user who is not there; the rest is told beside it."""
+    config = run_config(tmp_path)
+    batch = dataclasses.replace(config.batch, seq_len=0)
+    for changed in ({"data": "x" * 300}, {"model": "~nosuch-user/model"}):
+        said = refusal(dataclasses.replace(config, batch=batch, **changed))
+        assert "batch.seq_len: 0" in said
+        assert "x" * 300 not in changed.values() or "too long" in said

@@ -69,53 +69,82 @@ def fit(
       resume: False refuses a run that exists.
 
     Raises:
-      ConfigError: mistakes in `config`, or the run directory belongs to another run. Nothing that
-        a first start has made is left then.
-      CheckpointError, TokenizerError: a model that cannot be used.
-      CheckpointError: a damaged checkpoint, or a save that failed.
+      ConfigError: mistakes in `config`, or the run directory belongs to another run.
+      CheckpointError: a model that cannot be used, a damaged checkpoint, or a save that failed.
+      TokenizerError: of the model, or made for another one.
       TrainingStopped: too many steps in a row were not finite.
+
+    An error that ends a first start before its first step leaves nothing that it has made.
     """
-    origin = check_start(config)
     run = Path(config.out)
-    with stop_on_signals() as stop, run_lock(run):
+    with stop_on_signals() as stop:
         try:
-            with undone_on_failure(run):
-                checkpoints = _open_checkpoints(run, config, resume=resume)
-                with stop.immediate():
-                    data = prepare_data(run, config, origin)
-                settings = step_config(config, data.start.config)
-                record_start(run, data.start.config, dtype=settings.model.dtype.name)
-                announce(default_device(), settings.model.dtype.name)
-                stop.check()
-                state, extra = restore(
-                    checkpoints, config, data.start, allow_older_checkpoint=allow_older_checkpoint
-                )
+            with stop.immediate():
+                origin = check_start(config)
         except Stopped:
-            step = max(committed_steps(run / CHECKPOINTS), default=0)
-            say(f"{stop.name}: ended before the next step; the same command goes on")
-            return Outcome(step, False)
-        reporter = Reporter(
-            run,
-            config,
-            data.start.config,
-            data.validation,
-            tensors=tensor_names(state.params),
-            describe=data.source.describe,
-            after_step=int(state.step),
-            overflows=extra.get("fim_overflows", 0),
-        )
-        with reporter:
-            loop = _Loop(config, settings, data.source, checkpoints, reporter)
-            try:
-                step = loop.run(state, stop)
-            finally:
-                # Whatever ended the steps: the lock is ours until nothing is written any more.
-                checkpoints.wait()
+            return _ended_before_a_step(run, stop)
+        with run_lock(run):
+            return _fit(
+                run,
+                config,
+                origin,
+                stop,
+                allow_older_checkpoint=allow_older_checkpoint,
+                resume=resume,
+            )
+
+
+def _fit(
+    run: Path,
+    config: TrainConfig,
+    origin: Origin,
+    stop: StopRequest,
+    *,
+    allow_older_checkpoint: bool,
+    resume: bool,
+) -> Outcome:
+    """`fit` with the run's folder locked."""
+    try:
+        with undone_on_failure(run):
+            checkpoints = _open_checkpoints(run, config, resume=resume)
+            with stop.immediate():
+                data = prepare_data(run, config, origin)
+            settings = step_config(config, data.start.config)
+            record_start(run, data.start.config, dtype=settings.model.dtype.name)
+            announce(default_device(), settings.model.dtype.name)
+            stop.check()
+            state, extra = restore(
+                checkpoints, config, data.start, allow_older_checkpoint=allow_older_checkpoint
+            )
+    except Stopped:
+        return _ended_before_a_step(run, stop)
+    reporter = Reporter(
+        run,
+        config,
+        data.start.config,
+        data.validation,
+        tensors=tensor_names(state.params),
+        describe=data.source.describe,
+        after_step=int(state.step),
+        overflows=extra.get("fim_overflows", 0),
+    )
+    with reporter:
+        loop = _Loop(config, settings, data.source, checkpoints, reporter)
+        try:
+            step = loop.run(state, stop)
+        finally:
+            # Whatever ended the steps: the lock is ours until nothing is written any more.
+            checkpoints.wait()
     if stop:
         say(
             f"{stop.name}: ended after step {step} of {config.loop.steps}; the same command goes on"
         )
     return Outcome(step, step == config.loop.steps and not stop)
+
+
+def _ended_before_a_step(run: Path, stop: StopRequest) -> Outcome:
+    say(f"{stop.name}: ended before the next step; the same command goes on")
+    return Outcome(max(committed_steps(run / CHECKPOINTS), default=0), False)
 
 
 def prepare_data(run: Path, config: TrainConfig, origin: Origin) -> Data:

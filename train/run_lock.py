@@ -92,7 +92,7 @@ def _remove(made: list[Path]) -> None:
     """Delete the file and the folders of `made`, each unless there is something else in it."""
     for path in made:
         with contextlib.suppress(OSError):
-            if path.name != LOCK_FILE:
+            if path.is_dir():
                 path.rmdir()
             elif [other.name for other in path.parent.iterdir()] == [LOCK_FILE]:
                 path.unlink()

@@ -5,6 +5,7 @@ from the model: its config, its tokenizer, the names and shapes of its weights.
 """
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def check_start(config: TrainConfig, *, further: Sequence[str] = ()) -> Origin:
         with _noted(problems):
             read_documents(config.data, config.source)
     # A download takes minutes, and a shape with mistakes is none.
-    if problems and not (config.model and Path(config.model).expanduser().is_dir()):
+    if problems and not (config.model and Path(os.path.expanduser(config.model)).is_dir()):
         _raise(problems)
     # A setting that is wrong by itself is compared with nothing.
     mistaken = {problem.partition(":")[0] for problem in settings}
@@ -70,7 +71,7 @@ def _origin_problems(
       origin: the model.
       mistaken: names of settings that are not what they should be whatever the model.
     """
-    run, problems = Path(config.out), list[str | ValueError]()
+    problems: list[str | ValueError] = []
     if "batch.seq_len" not in mistaken:
         problems += window_problems(config.batch.seq_len, origin.config.n_positions)
     if config.lora.rank and not any(name.startswith("lora.") for name in mistaken):
@@ -78,15 +79,18 @@ def _origin_problems(
             check_lora(config.lora, origin.config)
     if origin.folder is None:
         return problems
-    own = run / TOKENIZER_FILE
+    # Without a name there is no run: the current folder's files are not its own.
+    run = Path(config.out) if config.out else None
+    has_own = run is not None and (run / TOKENIZER_FILE).exists()
     with _noted(problems):
         tokenizer = Tokenizer.from_file(
-            own if own.exists() else origin.folder / TOKENIZER_FILE,
+            (run if has_own else origin.folder) / TOKENIZER_FILE,
             vocab_size=origin.config.vocab_size,
             model_type=origin.config.model_type,
         )
         problems += _missing_tokens(config, tokenizer, mistaken)
-    if not (config.fresh or committed_steps(run / CHECKPOINTS)):
+    has_begun = run is not None and committed_steps(run / CHECKPOINTS)
+    if not (config.fresh or has_begun):
         with _noted(problems):
             problems += match_tensors(find_weights(origin.folder).tensors, origin.config).problems
     return problems
@@ -111,8 +115,8 @@ def _noted(problems: list[str | ValueError]) -> Iterator[None]:
     """Add the error of the block to `problems`."""
     try:
         yield
-    except ValueError as exc:
-        problems.append(exc)
+    except (ValueError, OSError) as exc:
+        problems.append(exc if isinstance(exc, ValueError) else str(exc))
 
 
 def _raise(problems: Sequence[str | ValueError]) -> None:
