@@ -8,30 +8,22 @@ import jax
 from .generator import Generator
 
 PROMPT = '''\
-class Stack:
-    """A last-in, first-out container."""
-
-    def __init__(self):
-        self.items = []
-
-    def push(self, item):
-        """Put an item on top of the stack."""
-        self.'''
-
-PREFIX = '''\
 import os
 
 
-def read_text(path, encoding="utf-8"):
-    """Return the content of a text file."""
-    with open(path, encoding=encoding) as '''
-SUFFIX = """:
-        return file.read()
+def read_lines(path):
+    """Return the lines of a file."""'''
 
+PREFIX = """\
+class Counter:
+    def __init__(self):"""
+SUFFIX = """
 
-def write_text(path, text, encoding="utf-8"):
-    with open(path, "w", encoding=encoding) as file:
-        file.write(text)
+    def add(self, name):
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def total(self):
+        return sum(self.counts.values())
 """
 
 TINY = "The demo model is tiny: it shows that everything runs, its output is not to be used.\n\n"
@@ -43,6 +35,8 @@ Next, the real model (its weights are under the BigCode OpenRAIL-M licence):
 """
 
 _COMPLETION_TOKENS = 64
+# Greedily, a small model soon repeats itself.
+_TEMPERATURE = 0.4
 _INFILL_TOKENS = 32
 
 
@@ -61,14 +55,19 @@ def showcase(
     """
     if is_demo_model:
         write(TINY)
-    write(f"--- completion: {_COMPLETION_TOKENS} tokens after the prompt, greedy\n{PROMPT}")
-    for piece in generator.stream(PROMPT, max_new_tokens=_COMPLETION_TOKENS):
+    write(
+        f"--- completion: {_COMPLETION_TOKENS} tokens after the prompt, "
+        f"temperature {_TEMPERATURE}\n{PROMPT}"
+    )
+    for piece in generator.stream(
+        PROMPT, max_new_tokens=_COMPLETION_TOKENS, temperature=_TEMPERATURE
+    ):
         write(piece)
     write("\n\n--- infill: what stands between the marks was missing\n")
     middle = generator.infill(PREFIX, SUFFIX, max_new_tokens=_INFILL_TOKENS)
     write(f"{PREFIX}⟦{middle.text}⟧{SUFFIX}")
     began = time.perf_counter()
-    again = generator.generate(PROMPT, max_new_tokens=_COMPLETION_TOKENS)
+    again = generator.generate(PROMPT, max_new_tokens=_COMPLETION_TOKENS, temperature=_TEMPERATURE)
     rate = len(again.tokens) / (time.perf_counter() - began)
     count = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
     write(f"\n--- {rate:.0f} tokens/s, a model of {count:,} parameters\n")

@@ -21,7 +21,9 @@ def test_showcase(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(showcase, "_INFILL_TOKENS", 4)
     showcase.showcase(generator, pieces.append, command=".venv/bin/jaxcoder", is_demo_model=False)
     text = "".join(pieces)
-    completion = generator.generate("x = ", max_new_tokens=4).text
+    completion = generator.generate(
+        "x = ", max_new_tokens=4, temperature=showcase._TEMPERATURE
+    ).text
     assert f"\nx = {completion}\n" in text
     assert f"\na⟦{generator.infill('a', 'b', max_new_tokens=4).text}⟧b" in text
     assert re.search(r"--- \d+ tokens/s, a model of [\d,]+ parameters", text)
