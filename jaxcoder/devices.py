@@ -69,13 +69,34 @@ def announce(device: jax.Device, dtype_name: str) -> None:
     say(f"jaxcoder: {device.platform} ({device.device_kind}), {dtype_name}")
     unused = unused_accelerator() if device.platform == "cpu" else None
     if unused:
-        warnings.warn(
-            f"running on CPU although this machine has {unused}. Install JAX for it: "
-            f'pip install "jax[{"tpu" if "TPU" in unused else "cuda12"}]", '
-            "or set JAX_PLATFORMS=cpu to say that CPU is meant",
-            RuntimeWarning,
-            stacklevel=3,
+        warnings.warn(_fallback(unused), RuntimeWarning, stacklevel=3)
+
+
+def checked_device() -> jax.Device:
+    """`default_device`, unless that is a CPU although the machine shows an accelerator.
+
+    For notebooks, where a warning scrolls away and the work takes a hundred times longer.
+
+    Raises:
+      RuntimeError: JAX has fallen back to the CPU.
+      ValueError: JAX cannot start the platform it was told to use.
+    """
+    device = default_device()
+    unused = unused_accelerator() if device.platform == "cpu" else None
+    if unused:
+        raise RuntimeError(
+            f"{_fallback(unused)}; an accelerator that another process holds is not seen either: "
+            "end that process, or restart the notebook's runtime"
         )
+    return device
+
+
+def _fallback(unused: str) -> str:
+    return (
+        f"running on CPU although this machine has {unused}. Install JAX for it: "
+        f'pip install "jax[{"tpu" if "TPU" in unused else "cuda12"}]", '
+        "or set JAX_PLATFORMS=cpu to say that CPU is meant"
+    )
 
 
 def unused_accelerator(root: Path = Path("/")) -> str | None:

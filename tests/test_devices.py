@@ -8,7 +8,13 @@ import jax
 import pytest
 
 from jaxcoder import Generator
-from jaxcoder.devices import announce, default_device, resolve_dtype, unused_accelerator
+from jaxcoder.devices import (
+    announce,
+    checked_device,
+    default_device,
+    resolve_dtype,
+    unused_accelerator,
+)
 
 pytest_plugins = ["tiny_checkpoint"]
 
@@ -185,3 +191,22 @@ def test_unused_accelerator_is_a_warning_with_a_remedy(
 def test_no_warning_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxcoder.devices.unused_accelerator", lambda: "an NVIDIA GPU")
     announce(TPU, "bfloat16")
+
+
+@pytest.mark.parametrize("found", ["a TPU", "an NVIDIA GPU"])
+def test_fallback_to_the_cpu_is_an_error_where_it_is_checked(
+    monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """In a notebook a warning scrolls away, and a cell of seconds takes an hour."""
+    monkeypatch.setattr("jaxcoder.devices.unused_accelerator", lambda: found)
+    with pytest.raises(RuntimeError, match=f"although this machine has {found}.*restart"):
+        checked_device()
+
+
+def test_device_that_was_asked_for_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU of a machine that has no other device, and an accelerator where there is one."""
+    monkeypatch.setattr("jaxcoder.devices.unused_accelerator", lambda: None)
+    assert checked_device() == jax.devices()[0]
+    monkeypatch.setattr("jaxcoder.devices.default_device", lambda: TPU)
+    monkeypatch.setattr("jaxcoder.devices.unused_accelerator", lambda: "a TPU")
+    assert checked_device() == TPU
