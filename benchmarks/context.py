@@ -35,6 +35,7 @@ class Context:
     out: Path | None = None
 
     def run(self) -> None:
+        """Measure, and print the result as JSON."""
         model, params, _ = full_shape("float32")
         config = dataclasses.replace(model.config, n_positions=512)
         limited = GPTBigCode(config, dtype=model.dtype, param_dtype=model.param_dtype)

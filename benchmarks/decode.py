@@ -38,6 +38,7 @@ class Decode:
     out: Path | None = None
 
     def run(self) -> None:
+        """Measure, and print the result as JSON."""
         model, params, tensors = full_shape(self.dtype)
         rng = np.random.default_rng(0)
         prompts = rng.integers(0, model.config.vocab_size, (self.batch, self.prompt)).tolist()

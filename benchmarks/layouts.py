@@ -71,6 +71,7 @@ class Layouts:
     out: Path | None = None
 
     def run(self) -> None:
+        """Measure, and print the result as JSON."""
         measures = {name: measure(LAYOUTS[name], self.context) for name in self.only}
         results = interleaved(
             {name: run for name, (run, _) in measures.items()}, rounds=self.rounds

@@ -34,6 +34,7 @@ class Prefill:
     out: Path | None = None
 
     def run(self) -> None:
+        """Measure, and print the result as JSON."""
         model, params, tensors = full_shape(self.dtype)
         prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, self.length)
         measures = {"jaxcoder": _measure_ours(model, params, prompt.tolist())}

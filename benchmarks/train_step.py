@@ -54,6 +54,7 @@ class TrainStep:
     out: Path | None = None
 
     def run(self) -> None:
+        """Measure, and print the result as JSON."""
         if self.only:
             step = self._ours() if self.only == "jaxcoder" else self._theirs()
             if step is not None:

@@ -22,10 +22,12 @@ Array = np.ndarray
 
 
 class Layered(NamedTuple):
-    """Logits [T, V] and the n_layer + 2 residuals [T, D] of our model, as float64 arrays."""
+    """What our model computed for one sequence, as float64 arrays."""
 
     logits: Array
+    """[T, V]"""
     residuals: list[Array]
+    """n_layer + 2 arrays [T, D]: the embedding, the stream after each block, the final norm."""
 
 
 def forward(model: GPTBigCode, params: dict, tokens: Array) -> Layered:
@@ -52,12 +54,12 @@ def _float64(array: Any) -> Array:
 
 
 def rms(array: Array) -> float:
-    """Root of the mean square."""
+    """Root of the mean square over all axes."""
     return float(np.sqrt(np.mean(np.square(array))))
 
 
 def mean_kl(truth_logits: Array, logits: Array) -> float:
-    """Mean over positions of KL(truth ‖ other), in nat; both [T, V]."""
+    """Mean over positions of KL(truth ‖ other), in nats, of `truth_logits`, `logits` [T, V]."""
     truth = log_softmax(truth_logits)
     return float(np.mean(np.sum(np.exp(truth) * (truth - log_softmax(logits)), axis=-1)))
 
@@ -66,12 +68,20 @@ class LayerRow(NamedTuple):
     """One row of the per-layer table: errors relative to the stream's own RMS."""
 
     name: str
+    """"embedding", "block 0" and so on, "final norm"."""
     ours: float
+    """Our RMS error against float64, over the RMS of the stream."""
     pytorch: float
+    """PyTorch's."""
 
 
 def layer_table(truth: Sequence[Array], ours: Sequence[Array], pytorch: Sequence[Array]) -> list:
-    """Relative RMS errors against `truth` of the embedding, each block, and the final norm."""
+    """A `LayerRow` for the embedding, each block, and the final norm.
+
+    Args:
+      truth: n_layer + 2 residuals [T, D] in float64, as `reference.forward` gives them.
+      ours, pytorch: the same at the precision that is judged.
+    """
     names = ["embedding", *(f"block {i}" for i in range(len(truth) - 2)), "final norm"]
     return [
         LayerRow(name, rms(a - t) / rms(t), rms(b - t) / rms(t))
@@ -80,7 +90,7 @@ def layer_table(truth: Sequence[Array], ours: Sequence[Array], pytorch: Sequence
 
 
 def first_faulty(table: Sequence[LayerRow], *, factor: float = 10.0) -> str | None:
-    """The first row where our error exceeds `factor` times PyTorch's; None if there is none.
+    """The first row of `table` where our error exceeds `factor` times PyTorch's, or None.
 
     Rounding grows smoothly with depth in both, a fault jumps in one, so that the first row that
     stands out names the place.
@@ -92,7 +102,10 @@ def first_faulty(table: Sequence[LayerRow], *, factor: float = 10.0) -> str | No
 def greedy(
     model: GPTBigCode, params: dict, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[list[int]]:
-    """The ids our jitted decoding appends to each prompt, end-of-text ignored."""
+    """The ids, `new_tokens` of them, that our jitted decoding appends to each of the `prompts`.
+
+    End-of-text does not end a text here.
+    """
     chunks = generate_chunks(
         model,
         params,
@@ -107,7 +120,7 @@ def greedy(
 
 
 def equal_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens of two continuations of one length are equal."""
+    """How many leading tokens of two continuations `a` and `b` of one length are equal."""
     pairs = zip(a, b, strict=True)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), len(a))
 
@@ -116,9 +129,13 @@ class Divergence(NamedTuple):
     """Where two greedy texts part, and whether float64 calls the two tokens equal."""
 
     prompt: int
+    """The prompt's number."""
     position: int
+    """Equal new tokens before."""
     ours: int
+    """Our token."""
     pytorch: int
+    """PyTorch's."""
     gap: float
     """|float64 logit of ours - of PyTorch's|."""
     error: float

@@ -13,13 +13,17 @@ class Bound(NamedTuple):
     """One line of the proof."""
 
     name: str
+    """What was measured, with its precision."""
     value: float
+    """What was found."""
     limit: float
+    """The most it may be."""
     pytorch_error: float | None
     """PyTorch's own error against float64 in the same measure, where there is one."""
 
     @property
     def holds(self) -> bool:
+        """Whether the value is within the limit; NaN is not."""
         return self.value <= self.limit
 
 
@@ -28,21 +32,33 @@ class Report:
     """What a run of verify found; `to_json` is what --json prints."""
 
     checkpoint: str
+    """Its name."""
     mode: str
+    """"quick" or "full"."""
     device: str
+    """Where we and PyTorch ran."""
     positions: int
+    """Positions whose logits are held against float64."""
     prompts: str
+    """How many prompts, and where they are from."""
     bounds: list[Bound]
+    """The proof, line by line."""
     layers: dict[str, list[LayerRow]]
+    """dtype -> error of each layer."""
     divergences: list[Divergence]
+    """Where greedy texts part."""
     bfloat16_agreement: dict[str, float]
+    """Shares of positions with the same likeliest token, and lengths of equal text."""
     seconds: float
+    """The whole of it took."""
 
     @property
     def holds(self) -> bool:
+        """Whether every bound does."""
         return all(bound.holds for bound in self.bounds)
 
     def to_json(self) -> dict[str, Any]:
+        """All of it, with the verdicts and the versions of the libraries, for ``json.dumps``."""
         fields = dataclasses.asdict(self)
         fields["bounds"] = [bound._asdict() | {"holds": bound.holds} for bound in self.bounds]
         fields["layers"] = {

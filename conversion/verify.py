@@ -62,7 +62,11 @@ class Verify:
     """Where PyTorch runs."""
 
     def run(self) -> int:
-        """Verify and print; returns the exit status."""
+        """Verify and print; returns the exit status.
+
+        Raises:
+          ValueError: neither SRC nor --synthetic, or both; else from `verify`.
+        """
         if (self.src is None) != self.synthetic:
             raise ValueError("give SRC, or --synthetic without SRC")
         pytorch.require()  # before a download or a checkpoint is made
@@ -94,6 +98,7 @@ class Work(NamedTuple):
     """What one run of verify computes on."""
 
     folder: Path
+    """The checkpoint."""
     config: ModelConfig
     params: dict
     """float32"""
@@ -102,8 +107,11 @@ class Work(NamedTuple):
     longest: np.ndarray
     """int [T], up to 2,048: positions that are compared with PyTorch."""
     prompts: list[list[int]]
+    """Ids that are continued greedily."""
     new_tokens: int
+    """So many each."""
     torch_device: str
+    """Where PyTorch runs."""
 
 
 def verify(
@@ -115,6 +123,13 @@ def verify(
     name: str = "",
 ) -> Report:
     """Hold the checkpoint in `folder` against PyTorch and float64.
+
+    Args:
+      folder: what `load_checkpoint` and transformers both read.
+      full: all prompts and positions, see `Verify`.
+      prompts_file: a HumanEval JSONL file; None as for `Verify`.
+      torch_device: "cpu" or "cuda".
+      name: of the checkpoint, in the report.
 
     Raises:
       CheckpointError, ConfigError: it does not load.

@@ -56,13 +56,13 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype)
 
 
 def cache_bytes(config: ModelConfig, capacity: int, dtype: jnp.dtype) -> int:
-    """Bytes that the buffers of one row of `capacity` slots take."""
+    """Bytes that the buffers of one row of `capacity` slots take, stored as `dtype`."""
     row = config.n_kv_head * 2 * config.head_dim * jnp.dtype(dtype).itemsize
     return config.n_layer * capacity * row
 
 
 def keys_and_values(kv: Array) -> tuple[Array, Array]:
-    """Split [B, S, K, 2H], a buffer or fresh projections, into keys and values [B, S, K, H]."""
+    """Split kv [B, S, K, 2H], a buffer or fresh projections, into keys and values [B, S, K, H]."""
     head_dim = kv.shape[-1] // 2
     return kv[..., :head_dim], kv[..., head_dim:]
 

@@ -16,7 +16,9 @@ class Timings(NamedTuple):
     compile: float
     """Tracing and compiling; not part of the other two."""
     prefill: float
+    """Running the prompts."""
     decode: float
+    """Running the new tokens."""
 
     def plus(self, phase: Literal["prefill", "decode"], watch: Stopwatch) -> "Timings":
         """These and what `watch` saw: its running time goes to `phase`."""
@@ -35,7 +37,9 @@ class Completion:
     logprobs: list[float]
     """Natural-log probability of each token under the raw logits, before any filter."""
     finish_reason: Literal["eos", "stop", "length"]
+    """End of text, a stop string, or as many tokens as were asked for."""
     timings: Timings
+    """Where the time went."""
     trimmed: tuple[int, int] = (0, 0)
     """Tokens dropped from the start of the prefix and the end of the suffix by `infill`."""
 

@@ -65,7 +65,12 @@ def _has_bfloat16(device: jax.Device) -> bool:
 
 @functools.cache
 def announce(device: jax.Device, dtype_name: str) -> None:
-    """Say once per process, on stderr, where the model runs; warn when that is a fallback."""
+    """Say once per process, on stderr, where the model runs; warn when that is a fallback.
+
+    Args:
+      device: where it runs.
+      dtype_name: of its products.
+    """
     say(f"jaxcoder: {device.platform} ({device.device_kind}), {dtype_name}")
     unused = unused_accelerator() if device.platform == "cpu" else None
     if unused:

@@ -9,16 +9,25 @@ from typing import NamedTuple
 
 
 class FimTokens(NamedTuple):
-    """Ids of the sentinels; `pad` is None where the tokenizer has no FIM padding token."""
+    """Ids of the sentinels."""
 
     prefix: int
+    """Of ``<fim_prefix>``."""
     middle: int
+    """Of ``<fim_middle>``."""
     suffix: int
+    """Of ``<fim_suffix>``."""
     pad: int | None
+    """Of ``<fim_pad>``; None where the tokenizer has none. No layout uses it."""
 
 
 def psm_prompt(prefix_ids: Sequence[int], suffix_ids: Sequence[int], fim: FimTokens) -> list[int]:
-    """``<prefix> p <suffix> s <middle>``: the middle, then end of text, is what the model adds."""
+    """``<prefix> p <suffix> s <middle>``: the middle, then end of text, is what the model adds.
+
+    Args:
+      prefix_ids, suffix_ids: p and s, ids before and after the hole, without sentinels.
+      fim: the tokenizer's sentinels.
+    """
     return [fim.prefix, *prefix_ids, fim.suffix, *suffix_ids, fim.middle]
 
 
@@ -27,6 +36,9 @@ def spm_prompt(prefix_ids: Sequence[int], suffix_ids: Sequence[int], fim: FimTok
 
     This is the paper's variant 2, which BigCode's models saw in half of their FIM samples. The
     order ``<suffix> s <prefix> p <middle>`` found elsewhere is not theirs.
+
+    Args:
+      prefix_ids, suffix_ids, fim: as in `psm_prompt`.
     """
     return [fim.prefix, fim.suffix, *suffix_ids, fim.middle, *prefix_ids]
 

@@ -40,6 +40,7 @@ class DecodeState(NamedTuple):
     seen: Array
     """bool [B, V]: tokens in the prompt or the text so far."""
     cache: KVCache
+    """The tokens so far; its lengths are the rows' positions."""
     remaining: Array
     """int32 [B]: tokens the row may still emit; 0 once it has ended."""
 
@@ -134,6 +135,11 @@ def _grow_state(state: DecodeState, capacity: int) -> DecodeState:
 def check_request(config: ModelConfig, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
     """Refuse what the model cannot do, before anything is compiled.
 
+    Args:
+      config: the model's.
+      prompts: lists of ids.
+      new_tokens: wanted for each.
+
     Raises:
       ValueError: an empty prompt, an id that is no integer or outside the vocabulary, a negative
         number of new tokens, or a prompt that with them exceeds n_positions.
@@ -182,6 +188,9 @@ def generate_chunks(
       eos_ids: ids that end a row, themselves emitted.
       stopped: bool [B], the caller's: rows it sets to True, at any time, emit nothing in later
         chunks.
+
+    Raises:
+      ValueError: from `check_request`, or logits that are not numbers.
     """
     check_request(model.config, prompts, max_new_tokens)
     max_new_tokens = int(max_new_tokens)

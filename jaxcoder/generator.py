@@ -39,7 +39,9 @@ class InfillPrompt(NamedTuple):
     """A fill-in-the-middle prompt and what had to be left out of it."""
 
     tokens: list[int]
+    """Ids, sentinels among them."""
     trimmed: tuple[int, int]
+    """Tokens dropped from the start of the prefix and the end of the suffix."""
 
 
 class Generator:
@@ -166,10 +168,18 @@ class Generator:
         stop: str | Sequence[str] = (),
         special: bool = False,
     ) -> Iterator[str]:
-        """Yield the text of `generate` in pieces as it is decoded; arguments as there.
+        """Yield the text of `generate` in pieces as it is decoded.
 
         Nothing yielded is ever taken back: half a character, or what may become a stop string, is
         held until it is decided.
+
+        Args:
+          prompt: one text or one list of ids.
+          max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, special: as in
+            `generate`.
+
+        Raises:
+          ValueError: as in `generate`, when `stream` is called; or a list of prompts.
         """
         # Arguments are checked here, when `stream` is called, and not at the first `next`.
         if not is_single_prompt(prompt):
@@ -199,15 +209,21 @@ class Generator:
         stop: str | Sequence[str] = (),
         progress: bool = False,
     ) -> Completion | list[Completion]:
-        """Write the middle between `prefix` and `suffix`; other arguments as in `generate`.
+        """Write the middle between `prefix` and `suffix`.
 
         Args:
           prefix, suffix: the text around the hole. When they exceed the context they are trimmed
             at their far ends; `Completion.trimmed` says by how many tokens.
           mode: order of the pieces, "psm" (prefix first) or "spm" (suffix first).
+          max_new_tokens, temperature, top_k, top_p, repetition_penalty, n, seed, stop, progress: as
+            in `generate`.
+
+        Returns:
+          A `Completion`, whose text is the middle alone; a list of n with n > 1.
 
         Raises:
           TokenizerError: the model has no fill-in-the-middle tokens.
+          ValueError: an argument out of its range.
         """
         asked = self.infill_prompt(prefix, suffix, mode=mode, max_new_tokens=max_new_tokens)
         n = check_count("n", n, least=1)
@@ -227,7 +243,14 @@ class Generator:
         mode: Literal["psm", "spm"] = "psm",
         max_new_tokens: int = 128,
     ) -> InfillPrompt:
-        """The ids that `infill` would continue, for use with `stream`; arguments as there."""
+        """The ids that `infill` would continue, for use with `stream`.
+
+        Args:
+          prefix, suffix, mode, max_new_tokens: as in `infill`; room is kept for the new tokens.
+
+        Raises:
+          TokenizerError, ValueError: as in `infill`.
+        """
         if mode not in ("psm", "spm"):
             raise ValueError(f"mode is {mode!r}, expected 'psm' or 'spm'")
         for name, text in (("prefix", prefix), ("suffix", suffix)):

@@ -66,6 +66,8 @@ def iter_params(
 ) -> Iterator[tuple[tuple[str, ...], Array]]:
     """Yield (path, array) of every parameter; `read` gives a tensor by its canonical name.
 
+    Shapes, ours [out, in], are those of the module's table.
+
     Arrays may be views of what `read` gave. One tensor is read at a time, so that a caller that
     places each leaf before it asks for the next never holds the whole checkpoint twice.
     """
@@ -74,7 +76,7 @@ def iter_params(
 
 
 def params_from_hf(tensors: Mapping[str, Array], config: ModelConfig) -> Params:
-    """The parameter tree of canonical `tensors`, as NumPy arrays of the same dtype."""
+    """The parameter tree of canonical `tensors`, as NumPy arrays of the same dtype, [out, in]."""
     params: Params = {}
     for path, array in iter_params(tensors.__getitem__, config):
         insert(params, path, array)
@@ -82,7 +84,10 @@ def params_from_hf(tensors: Mapping[str, Array], config: ModelConfig) -> Params:
 
 
 def params_to_hf(params: Params, config: ModelConfig) -> dict[str, Array]:
-    """The canonical tensors of a parameter tree: contiguous, bit for bit what was loaded."""
+    """The canonical tensors of a parameter tree: contiguous, bit for bit what was loaded.
+
+    Shapes are those on disk, for GPT-2 [in, out], see `tensor_shapes`.
+    """
     return {
         entry.name: np.ascontiguousarray(
             entry.join(*(np.asarray(_lookup(params, path)) for path in entry.paths))

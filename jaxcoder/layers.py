@@ -27,7 +27,10 @@ Dtype = jnp.dtype
 
 
 class Linear(nn.Module):
-    """x [B, T, in] -> float32 [B, T, features]: a weight in the file's [out, in] order, a bias."""
+    """x [B, T, in] -> float32 [B, T, features]: a weight in the file's [out, in] order, a bias.
+
+    `init_std` is the standard deviation of a fresh weight.
+    """
 
     features: int
     init_std: float
@@ -44,7 +47,10 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalise float32 [B, T, D] over D; two passes, because E[x²] − E[x]² cancels."""
+    """Normalise float32 [B, T, D] over D; two passes, because E[x²] − E[x]² cancels.
+
+    `epsilon` is added to the variance.
+    """
 
     epsilon: float
     param_dtype: Dtype
@@ -101,7 +107,7 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class Attention(nn.Module):
-    """Causal self-attention of one block; with a cache buffer it appends to it and reads it."""
+    """Causal self-attention of block `layer`; with a cache buffer it appends to it and reads it."""
 
     config: ModelConfig
     layer: int
@@ -118,7 +124,15 @@ class Attention(nn.Module):
         buffer: Array | None,
         train: bool,
     ) -> tuple[Array, Array | None]:
-        """x float32 [B, T, D] -> (float32 [B, T, D], buffer with the new keys and values)."""
+        """x float32 [B, T, D] -> (float32 [B, T, D], buffer with the new keys and values).
+
+        Args:
+          x: the normed stream.
+          q_slots: int32 [B, T], the slot of each token.
+          segment_ids: int32 [B, T] or None: tokens see their own segment only.
+          buffer: [B, S, K, 2H], this layer's part of the cache, or None.
+          train: dropout on.
+        """
         config = self.config
         n, k_heads, h = config.n_head, config.n_kv_head, config.head_dim
         batch, length = x.shape[:2]
@@ -172,7 +186,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(ln_1 x), then x + mlp(ln_2 x), on a float32 residual stream."""
+    """x + attention(ln_1 x), then x + mlp(ln_2 x), on a float32 residual stream; `layer` from 0."""
 
     config: ModelConfig
     layer: int

@@ -19,7 +19,10 @@ Array = jax.Array
 
 
 class Embedding(nn.Module):
-    """A table [rows, D]; as `weight` it is also the tied output head."""
+    """A table [rows, D]; as `weight` it is also the tied output head.
+
+    `width` is D; `init_std` the standard deviation of a fresh entry.
+    """
 
     rows: int
     width: int
@@ -99,7 +102,14 @@ class GPTBigCode(nn.Module):
         cache: KVCache | None = None,
         train: bool = False,
     ) -> tuple[Array, KVCache | None]:
-        """The stream after the final norm, float32 [B, T, D], and the cache; see `__call__`."""
+        """The stream after the final norm, float32 [B, T, D], and the cache.
+
+        Args:
+          tokens, positions, segment_ids, cache, train: as in `__call__`.
+
+        Raises:
+          ValueError: a cache together with segment_ids or with train.
+        """
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and cache were both given; a cache holds one segment")
         if cache is not None and train:
@@ -122,12 +132,15 @@ class GPTBigCode(nn.Module):
         return self.ln_f(x), cache
 
     def unembed(self, x: Array) -> Array:
-        """Features [..., D] -> logits float32 [..., V], by the tied or the separate head."""
+        """Features x [..., D] -> logits float32 [..., V], by the tied or the separate head."""
         head = self.wte if self.config.tie_word_embeddings else self.lm_head
         return weight_product(x, head.weight, self.dtype)
 
 
 def init_params(model: GPTBigCode, key: Array) -> dict:
-    """Fresh parameters, GPT-2's initialisation: normal weights, c_proj scaled by 1/sqrt(2L)."""
+    """Fresh parameters, GPT-2's initialisation: normal weights, c_proj scaled by 1/sqrt(2L).
+
+    Shapes, [out, in], are those of hf_names.py; the dtype is the model's `param_dtype`.
+    """
     tokens = jnp.zeros((1, 1), jnp.int32)
     return jax.jit(model.init)(key, tokens)["params"]

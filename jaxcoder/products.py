@@ -20,7 +20,10 @@ _FEW_ROWS = 16
 
 
 def product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
-    """einsum(spec, a, b) with operands in `dtype`, accumulated and returned in float32."""
+    """einsum(spec, a, b) with operands in `dtype`, accumulated and returned in float32.
+
+    The axes are those of `spec`.
+    """
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
     return jnp.einsum(
         spec,
@@ -33,6 +36,8 @@ def product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
 
 def row_sum_product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
     """`product` that sums over the last axis but one of `a`, and over no last axis of `b` either.
+
+    `spec` and `dtype` are those of `product`.
 
     On CPU, a newer XLA uses the processor's bfloat16 instructions for every other product: for this
     one `a` is transposed in memory, which takes less than that saves (docs/decisions/0012). Let `a`

@@ -143,6 +143,7 @@ def draw(logits: Array, params: SamplingParams, positions: Array) -> Array:
 
     Args:
       logits: float32 [B, V] from `process_logits`.
+      params: temperature, seed and sample are read.
       positions: int32 [B]: the position the token will take; with seed and sample it is the key.
     """
 

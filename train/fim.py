@@ -93,7 +93,7 @@ def make_example(
 
 
 def unpermute(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text of the piece that an example was made from, without special tokens.
+    """The text of the piece that an example's `ids` [n] were made from, without special tokens.
 
     Raises:
       ValueError: sentinels that do not stand once each, in the order prefix, suffix, middle.

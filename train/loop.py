@@ -54,8 +54,11 @@ class Data(NamedTuple):
     """What a run shows to its model, and the beginning of the model itself."""
 
     start: Start
+    """The model's config, weights and tokenizer."""
     source: BatchSource
+    """The batches, by step."""
     validation: Validation
+    """What is measured between steps."""
 
 
 def fit(
@@ -149,6 +152,11 @@ def _ended_before_a_step(run: Path, stop: StopRequest) -> Outcome:
 
 def prepare_data(run: Path, config: TrainConfig, origin: Origin) -> Data:
     """Tokenizer, tokens and batches of a run; what it began with is written, or compared.
+
+    Args:
+      run: the run's folder.
+      config: its settings.
+      origin: what `check_start` found of the model.
 
     Raises:
       ConfigError: the model or the data is not usable, or not what the run began with.

@@ -53,7 +53,9 @@ class StepConfig:
     """What a step is compiled for; hashable, a static argument."""
 
     model: GPTBigCode
+    """Its dtype is that of the products; weights in training are float32."""
     optimizer: OptimizerConfig
+    """AdamW and its schedule."""
     steps: int
     """Of the whole run, for the learning rate."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -70,7 +72,7 @@ class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: Array
-    """int32: steps taken, skipped ones among them; the next batch is that of this number."""
+    """int32 []: steps taken, skipped ones among them; the next batch is that of this number."""
     params: dict
     """What is trained, float32: the model's weights, or adapters (see lora.py)."""
     frozen: dict
@@ -78,26 +80,26 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     """Adam's moments and the count of steps in them."""
     bad_steps: Array
-    """int32: steps in a row, up to the last one, whose loss or gradients were not finite."""
+    """int32 []: steps in a row, up to the last one, whose loss or gradients were not finite."""
 
 
 class Metrics(NamedTuple):
     """What a step reports."""
 
     loss: Array
-    """float32: mean over the tokens that count, the z-loss with it; 0 where none counts."""
+    """float32 []: mean over the tokens that count, nats, the z-loss with it; 0 where none does."""
     tokens: Array
-    """float32: sum of the loss mask."""
+    """float32 []: sum of the loss mask."""
     grad_norm: Array
-    """float32: norm of all gradients together, before clipping."""
+    """float32 []: norm of all gradients together, before clipping."""
     learning_rate: Array
-    """float32."""
+    """float32 [], of this step."""
     is_finite: Array
-    """bool: loss and gradients are; otherwise the step was skipped."""
+    """bool []: loss and gradients are; otherwise the step was skipped."""
     tensor_is_finite: Array
     """bool [tensors]: each gradient's sum of squares is, in the order of `tensor_names`."""
     bad_steps: Array
-    """int32: as in the new state, whose arrays the next step deletes."""
+    """int32 []: as in the new state, whose arrays the next step deletes."""
 
 
 def init_state(params: dict, *, config: StepConfig) -> TrainState:
@@ -123,7 +125,7 @@ def tensor_names(params: dict) -> list[str]:
 
 
 def bad_tensors(params: dict, metrics: Metrics) -> list[str]:
-    """The names of the tensors whose gradient was not finite."""
+    """The names of the tensors of `params` whose gradient was not finite, by `metrics`."""
     flags = jax.device_get(metrics.tensor_is_finite)
     return [name for name, ok in zip(tensor_names(params), flags, strict=True) if not ok]
 
@@ -145,7 +147,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames="config")
 def eval_step(params: dict, batch: BatchLike, *, config: StepConfig) -> tuple[Array, Array]:
-    """Sum of the negative log-likelihoods (nats) of the tokens that count, and their number.
+    """Sum of the negative log-likelihoods (nats) of the tokens that count, and their number, [].
 
     `params` are the model's (see `model_params`); there is neither dropout nor z-loss.
     """
@@ -158,7 +160,11 @@ def eval_step(params: dict, batch: BatchLike, *, config: StepConfig) -> tuple[Ar
 def loss_and_gradients(
     state: TrainState, batch: BatchLike, *, config: StepConfig
 ) -> tuple[Array, dict]:
-    """Mean loss over the tokens that count, and its gradients, in `config.accumulation` parts."""
+    """Mean loss [] over the tokens that count, and its gradients, in `config.accumulation` parts.
+
+    Raises:
+      ValueError: accumulation does not divide the rows.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     total = batch.loss_mask.sum()
     weights = batch.loss_mask / jnp.where(total == 0, 1, total)
@@ -196,7 +202,15 @@ def loss_and_gradients(
 def apply_gradients(
     state: TrainState, gradients: dict, *, loss: Array, tokens: Array, config: StepConfig
 ) -> tuple[TrainState, Metrics]:
-    """The state after one AdamW step, or the same weights and optimizer if it is to be skipped."""
+    """The state after one AdamW step, or the same weights and optimizer if it is to be skipped.
+
+    Args:
+      state: before the step.
+      gradients: of `state.params`, with their tree and shapes.
+      loss: float32 [], the mean.
+      tokens: float32 [], how many count; with 0 the step is skipped.
+      config: of the step.
+    """
     squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
     norm = jnp.sqrt(squares.sum())
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
