@@ -29,7 +29,7 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
+.PHONY: docs help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
 
 help:
 	@echo "make demo          the small model inside completes and infills; the first run installs, minutes"
@@ -39,6 +39,7 @@ help:
 	@echo "make test-tpu-plan compile for TPUs that are not there, report the memory; long too"
 	@echo "make lint          ruff: rules and formatting, changes nothing"
 	@echo "make format        ruff: apply both"
+	@echo "make docs          write docs/api from the docstrings"
 	@echo "make bench         one benchmark; BENCH=$(BENCH)"
 	@echo "make install       the package alone, into $(VENV)"
 	@echo "make clean         remove environments, caches and build outputs"
@@ -56,6 +57,10 @@ demo: $(VENV)/base.stamp $(PARITY_STAMP)
 
 train: $(VENV)/train.stamp
 	@$(RUN) -m train $(TRAIN)
+
+# The standard library suffices: nothing is installed.
+docs: | $(RUN)
+	@$(RUN) docs/build_api.py
 
 bench: $(VENV)/base.stamp $(PARITY_STAMP)
 	@$(RUN) -m benchmarks.$(BENCH)

@@ -36,7 +36,7 @@ class Report:
     mode: str
     """"quick" or "full"."""
     device: str
-    """Where we and PyTorch ran."""
+    """Where our side ran."""
     positions: int
     """Positions whose logits are held against float64."""
     prompts: str

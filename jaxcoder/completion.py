@@ -75,7 +75,7 @@ class CompletionBuilder:
         return len(self._tokens)
 
     def push(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Add a chunk: int32 [T], -1 after the row's end, and float32 [T]."""
+        """Add a chunk: `tokens` int32 [T], -1 after the row's end, and `logprobs` float32 [T]."""
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             if token < 0 or self.stopped:
                 break
