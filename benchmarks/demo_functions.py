@@ -64,13 +64,14 @@ def find_headers(text: str) -> Iterator[Header]:
         if not ast.get_docstring(node, clean=False) or docstring.lineno == node.lineno:
             continue
         indent = lines[docstring.lineno - 1][: docstring.col_offset]
-        last = lines[docstring.end_lineno - 1]
+        end = docstring.end_lineno or docstring.lineno  # None in trees that are not parsed
+        last = lines[end - 1]
         rest = last.encode()[docstring.end_col_offset :]
-        if indent.strip() or rest.strip() or second.lineno == docstring.end_lineno:
+        if indent.strip() or rest.strip() or second.lineno == end:
             continue
-        header = "\n".join([*lines[node.lineno - 1 : docstring.end_lineno - 1], last.rstrip()])
+        header = "\n".join([*lines[node.lineno - 1 : end - 1], last.rstrip()])
         before = "".join(f"{line}\n" for line in lines[: node.lineno - 1])
-        after = "".join(f"\n{line}" for line in lines[docstring.end_lineno :])
+        after = "".join(f"\n{line}" for line in lines[end:])
         yield Header(before, header, indent, after)
 
 
@@ -101,8 +102,11 @@ def parses(header: str, body: str) -> bool:
         tree = _parse("if True:\n" + source if is_indented else source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    statements = tree.body[0].body if is_indented else tree.body
-    return len(statements) == 1 and len(statements[0].body) > 1
+    block = tree.body[0]
+    statements = block.body if is_indented and isinstance(block, ast.If) else tree.body
+    function = statements[0]
+    is_function = isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    return is_function and len(statements) == 1 and len(function.body) > 1
 
 
 def is_trivial(body: str) -> bool:

@@ -103,7 +103,9 @@ def generation_file(config: ModelConfig) -> bytes:
 
 def _named_tokens(definition: TokenizerFile, config: ModelConfig) -> dict[str, str]:
     """The tokens with a role; transformers makes each of them special, so only such are named."""
-    texts = {token.id: token.content for token in _special_tokens(definition)}
+    texts: dict[int | None, str] = {
+        token.id: token.content for token in _special_tokens(definition)
+    }
     eos = config.eos_token_ids[0] if config.eos_token_ids else None
     roles = {
         "bos_token": texts.get(config.bos_token_id, END_OF_TEXT),

@@ -6,7 +6,7 @@ run, and holds the bounds.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,8 @@ def first_faulty(table: Sequence[LayerRow], *, factor: float = 10.0) -> str | No
     Rounding grows smoothly with depth in both, a fault jumps in one, so that the first row that
     stands out names the place.
     """
-    exact = np.finfo(np.float32).eps / 16  # the embedding is a sum of two numbers: often no error
+    # The embedding is a sum of two numbers: often it has no error.
+    exact = float(np.finfo(np.float32).eps) / 16
     return next((row.name for row in table if row.ours > factor * max(row.pytorch, exact)), None)
 
 
@@ -178,7 +179,8 @@ def explain_divergence(
 def _cached(
     model: GPTBigCode, params: dict, tokens: jax.Array, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:
-    return model.apply({"params": params}, tokens, cache=cache)
+    result = model.apply({"params": params}, tokens, cache=cache)
+    return cast(tuple[jax.Array, KVCache], result)
 
 
 def cache_error(model: GPTBigCode, params: dict, tokens: Array, pieces: Sequence[int]) -> float:
@@ -198,9 +200,14 @@ def cache_error(model: GPTBigCode, params: dict, tokens: Array, pieces: Sequence
             worst = max(worst, float(np.abs(got - expected[at : at + piece]).max()))
         return cache
 
-    for piece in pieces:
-        cache = feed(init_cache(model.config, 1, len(tokens), model.dtype), 0, piece)
+    def feed_all(piece: int) -> KVCache:
+        return feed(init_cache(model.config, 1, len(tokens), model.dtype), 0, piece)
+
+    *others, last = pieces
+    for piece in others:
+        feed_all(piece)
+    cache = feed_all(last)
     # A whole number of the last pieces, so that no further program is compiled.
-    half = len(tokens) // (2 * piece) * piece
-    feed(cache._replace(lengths=jnp.full((1,), half, jnp.int32)), half, piece)
+    half = len(tokens) // (2 * last) * last
+    feed(cache._replace(lengths=jnp.full((1,), half, jnp.int32)), half, last)
     return worst

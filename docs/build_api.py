@@ -94,9 +94,16 @@ def public_definitions(module: str) -> list[Definition]:
     return [node for node in found if node.name in names and not node.name.startswith("_")]
 
 
+def is_overload(node: Definition) -> bool:
+    """Whether a definition is one signature out of several, the last of which has the docstring."""
+    return any(ast.unparse(mark).endswith("overload") for mark in node.decorator_list)
+
+
 def public_methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
     """The methods of a class that a reader may call; ``__call__`` where it says more than that."""
-    methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+    methods = [
+        each for each in node.body if isinstance(each, ast.FunctionDef) and not is_overload(each)
+    ]
     return [
         method
         for method in methods

@@ -2,12 +2,27 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import TypedDict
 
 import numpy as np
 
 from .config import ModelConfig
 
 Prompt = str | Sequence[int]
+
+
+class DrawingArguments(TypedDict, total=False):
+    """What `Generator.generate` and `Generator.infill` both take by name, for type checkers."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    progress: bool
+
 
 LONGEST_STOP, MOST_STOPS = 1000, 64
 
@@ -39,7 +54,7 @@ def check_ids(ids: object) -> list[int]:
                 f"prompt: token {token!r} at position {position} is {type(token).__name__}, "
                 "expected an integer id"
             )
-        if not -(2**63) <= token < 2**63:  # an array would make it an object or a float
+        if not -(2**63) <= int(token) < 2**63:  # an array would make it an object or a float
             raise ValueError(f"prompt: token {token} at position {position} is no id of any model")
     return [int(token) for token in ids]
 
@@ -68,7 +83,7 @@ def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_token_rows(
-    tokens: object, lengths: Sequence[int] | None, config: ModelConfig
+    tokens: object, lengths: Sequence[int] | np.ndarray | None, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """`tokens` as integers [B, T] and `lengths` as integers [B], by default T each.
 

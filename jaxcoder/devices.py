@@ -31,6 +31,7 @@ def default_device() -> jax.Device:
         return jax.devices()[0]
     # Which of the two it is depends on the platform and the version.
     except (RuntimeError, AssertionError) as exc:
+        # pyrefly: ignore[missing-attribute]: JAX gives its config these attributes as it starts
         platforms = jax.config.jax_platforms
         reason = f" ({str(exc).splitlines()[0]})" if str(exc) else ""
         raise ValueError(

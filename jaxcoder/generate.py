@@ -10,7 +10,7 @@ The host checks every id and length before anything is traced: JAX clamps indice
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from .arguments import check_count
 from .cache import KVCache, capacity_bucket, grow, init_cache
 from .config import ModelConfig
 from .model import GPTBigCode
-from .sampling import SamplingParams, draw, process_logits
+from .sampling import AnyArray, SamplingParams, draw, process_logits
 
 Array = jax.Array
 
@@ -60,11 +60,14 @@ def prefill(
 ) -> DecodeState:
     """Append prompt tokens [B, T], of which row b has counts[b] real ones (0 is allowed)."""
     start = state.cache.lengths
-    features, cache = model.apply({"params": params}, tokens, cache=state.cache, method="features")
+    features, cache = cast(
+        tuple[Array, KVCache],
+        model.apply({"params": params}, tokens, cache=state.cache, method="features"),
+    )
     # The model counted the padding in; lowering the lengths takes it out again.
     cache = cache._replace(lengths=start + counts)
     last = jnp.take_along_axis(features, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-    logits = model.apply({"params": params}, last, method="unembed")
+    logits = cast(Array, model.apply({"params": params}, last, method="unembed"))
     logits = jnp.where((counts > 0)[:, None], logits, state.logits)
 
     is_real = jnp.arange(tokens.shape[1])[None, :] < counts[:, None]
@@ -101,7 +104,10 @@ def decode_chunk(
     """
 
     def forward(token: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        logits, cache = model.apply({"params": params}, token[:, None], cache=cache)
+        logits, cache = cast(
+            tuple[Array, KVCache],
+            model.apply({"params": params}, token[:, None], cache=cache),
+        )
         return logits[:, 0], cache
 
     def step(state: DecodeState, _: None) -> tuple[DecodeState, tuple[Array, Array]]:
@@ -229,7 +235,7 @@ def generate_chunks(
         ended[:n_rows] |= stopped
 
 
-def _pad_rows(field: np.ndarray, batch: int) -> np.ndarray:
+def _pad_rows(field: AnyArray, batch: int) -> np.ndarray:
     """Repeat the last row up to `batch` rows; the copies belong to rows that emit nothing."""
     extra = np.repeat(field[-1:], batch - len(field), axis=0)
     return np.concatenate([field, extra])

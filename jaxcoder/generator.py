@@ -5,7 +5,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from . import fim
 from .arguments import (
+    DrawingArguments,
     Prompt,
     check_count,
     check_ids,
@@ -106,6 +107,42 @@ class Generator:
         announce(device, compute.name)
         return cls(config, params, tokenizer, dtype=compute)
 
+    # To a type checker, a call that gives n has an n above 1.
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        n: Literal[1] = 1,
+        special: bool = False,
+        **others: Unpack[DrawingArguments],
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, n: int, special: bool = False, **others: Unpack[DrawingArguments]
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        n: Literal[1] = 1,
+        special: bool = False,
+        **others: Unpack[DrawingArguments],
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        n: int,
+        special: bool = False,
+        **others: Unpack[DrawingArguments],
+    ) -> list[list[Completion]]: ...
+
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
@@ -143,6 +180,7 @@ class Generator:
         prompts = []
         # Not a comprehension: up to Python 3.11 it would be a frame of its own to a warning.
         for each in [prompt] if is_single else prompt:
+            # pyrefly: ignore[bad-argument-type]: `is_single` tells a prompt from a list of them
             prompts.append(self._ids(each, special))
         check_request(self.config, prompts, max_new_tokens)
         n = check_count("n", n, least=1)  # a small NumPy integer would wrap around in what follows
@@ -151,9 +189,10 @@ class Generator:
         completions = self._rows.complete(
             rows, sampling, max_new_tokens, check_stop(stop), progress=progress
         )
-        if n > 1:
-            completions = [completions[i : i + n] for i in range(0, len(completions), n)]
-        return completions[0] if is_single else completions
+        if n == 1:
+            return completions[0] if is_single else completions
+        grouped = [completions[i : i + n] for i in range(0, len(completions), n)]
+        return grouped[0] if is_single else grouped
 
     def stream(
         self,
@@ -192,6 +231,28 @@ class Generator:
         stops = check_stop(stop)
         check_request(self.config, [ids], max_new_tokens)
         return self._rows.stream(ids, sampling, max_new_tokens, stops)
+
+    @overload
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        mode: Literal["psm", "spm"] = "psm",
+        n: Literal[1] = 1,
+        **others: Unpack[DrawingArguments],
+    ) -> Completion: ...
+
+    @overload
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        mode: Literal["psm", "spm"] = "psm",
+        n: int,
+        **others: Unpack[DrawingArguments],
+    ) -> list[Completion]: ...
 
     def infill(
         self,
@@ -273,7 +334,11 @@ class Generator:
         layout = fim.psm_prompt if mode == "psm" else fim.spm_prompt
         return InfillPrompt(layout(before, after, self.tokenizer.fim), trimmed)
 
-    def logits(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> Array:
+    def logits(
+        self,
+        tokens: np.ndarray | Sequence[Sequence[int]],
+        lengths: Sequence[int] | np.ndarray | None = None,
+    ) -> Array:
         """Next-token logits at every position, in one uncached forward pass.
 
         Args:
@@ -286,16 +351,16 @@ class Generator:
         Raises:
           ValueError: wrong shape, T above n_positions, an id or a length out of range.
         """
-        tokens, counts = check_token_rows(tokens, lengths, self.config)
+        rows, counts = check_token_rows(tokens, lengths, self.config)
         check_request(
-            self.config, [row[:count] for row, count in zip(tokens, counts, strict=True)], 0
+            self.config, [row[:count] for row, count in zip(rows, counts, strict=True)], 0
         )
-        batch, length = tokens.shape
+        batch, length = rows.shape
         bucket = length_bucket(length)  # a multiple of the largest bucket above it
         padded = min(-(-length // bucket) * bucket, self.config.n_positions)
         ids = np.zeros((batch, padded), np.int32)
         for row, count in enumerate(counts):
-            ids[row, :count] = tokens[row, :count]
+            ids[row, :count] = rows[row, :count]
         return _forward(self.model, self.params, ids, counts.astype(np.int32))[:, :length]
 
     def _ids(self, prompt: Prompt, special: bool) -> list[int]:

@@ -47,7 +47,7 @@ def describe(generator: Generator, *, context: int | None = None) -> dict[str, A
 def format_description(description: dict[str, Any]) -> str:
     """The same for people: one aligned line per fact."""
 
-    def shown(name: str, value: object) -> str:
+    def shown(name: str, value: Any) -> str:
         if name.endswith("_bytes"):
             return f"{value / 1e6:,.1f} MB"
         return f"{value:,}" if type(value) is int else str(value)

@@ -19,7 +19,7 @@ from jax import lax
 from . import cache as kv_cache
 from .cached_attention import cached_attention
 from .config import ModelConfig
-from .products import product, weight_product
+from .products import FLOAT32, product, weight_product
 from .self_attention import self_attention
 
 Array = jax.Array
@@ -89,7 +89,7 @@ def _normalise_backward(
     d_out_normed = d_out * normed
 
     def weighted_mean(a: Array) -> Array:
-        return product("btd,d->bt", a, weight, jnp.float32)[..., None] / x.shape[-1]
+        return product("btd,d->bt", a, weight, FLOAT32)[..., None] / x.shape[-1]
 
     own = d_out * weight[None, None, :]
     d_normed = own - weighted_mean(d_out) - normed * weighted_mean(d_out_normed)

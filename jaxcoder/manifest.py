@@ -48,7 +48,7 @@ def make_manifest(files: Mapping[str, bytes], tensors: Mapping[str, Array]) -> d
 
 def tensor_sha256(array: Array) -> str:
     """The SHA-256 of a contiguous array's bytes, in hexadecimal."""
-    return hashlib.sha256(array.reshape(-1).view("uint8")).hexdigest()
+    return hashlib.sha256(array.reshape(-1).view("uint8").data).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import Block, LayerNorm
-from .products import weight_product
+from .products import FLOAT32, weight_product
 
 Array = jax.Array
 
@@ -49,8 +49,8 @@ class GPTBigCode(nn.Module):
     """
 
     config: ModelConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = FLOAT32
+    param_dtype: jnp.dtype = FLOAT32
     remat: bool = False
 
     def setup(self) -> None:
@@ -118,7 +118,7 @@ class GPTBigCode(nn.Module):
         q_slots = start[:, None] + jnp.arange(tokens.shape[1])[None, :]
         x = self.wte(tokens) + self.wpe(q_slots if positions is None else positions)
         x = self.dropout(x, deterministic=not train)
-        buffers = []
+        buffers: list[Array] = []
 
         def run(block: Block, x: Array, buffer: Array | None) -> tuple[Array, Array | None]:
             return block(x, q_slots=q_slots, segment_ids=segment_ids, buffer=buffer, train=train)
@@ -126,7 +126,8 @@ class GPTBigCode(nn.Module):
         run = nn.remat(run) if self.remat else run
         for i, block in enumerate(self.h):
             x, buffer = run(block, x, None if cache is None else cache.layers[i])
-            buffers.append(buffer)
+            if buffer is not None:
+                buffers.append(buffer)
         if cache is not None:
             cache = KVCache(tuple(buffers), cache.lengths + tokens.shape[1])
         return self.ln_f(x), cache

@@ -14,6 +14,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 Array = jax.Array
 Dtype = jnp.dtype
 
+FLOAT32 = jnp.dtype(jnp.float32)
+"""The dtype itself: `jnp.float32` is a scalar type that stands for it."""
+
 # Up to this many rows a product is written weight first: jax 0.7.2 on CPU otherwise transposes the
 # whole weight for every token (measured in docs/decisions/0003).
 _FEW_ROWS = 16

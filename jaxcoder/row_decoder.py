@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -92,7 +93,9 @@ class RowDecoder:
             stopped=stopped,
         )
         timings = Timings(compile=0.0, prefill=0.0, decode=0.0)
-        for phase in itertools.chain(["prefill"], itertools.repeat("decode")):
+        first: Literal["prefill"] = "prefill"
+        later: Literal["decode"] = "decode"
+        for phase in itertools.chain([first], itertools.repeat(later)):
             # Timed around the call alone: between two chunks the time is the caller's.
             with Stopwatch() as watch:
                 chunk = next(chunks, None)

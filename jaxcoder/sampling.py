@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 
 Array = jax.Array
+AnyArray = jax.Array | np.ndarray
+"""On a device, or on the host before a call and in it."""
 
 COLDEST, HOTTEST = 1e-4, 1e4
 """Bounds of a temperature other than 0: beyond them float32 cannot tell it from greedy, uniform."""
@@ -26,17 +28,17 @@ COLDEST, HOTTEST = 1e-4, 1e4
 class SamplingParams(NamedTuple):
     """How each row draws; every field is an array over rows. Made by `sampling_params`."""
 
-    temperature: Array
+    temperature: AnyArray
     """float32 [B]; 0 is greedy."""
-    top_k: Array
+    top_k: AnyArray
     """int32 [B]; 0 is off."""
-    top_p: Array
+    top_p: AnyArray
     """float32 [B]; 1 is off."""
-    repetition_penalty: Array
+    repetition_penalty: AnyArray
     """float32 [B]; 1 is off."""
-    seed: Array
+    seed: AnyArray
     """uint32 [B, 2]: high and low word."""
-    sample: Array
+    sample: AnyArray
     """uint32 [B]: which of the n samples of its prompt the row is."""
 
 
@@ -148,7 +150,8 @@ def draw(logits: Array, params: SamplingParams, positions: Array) -> Array:
     """
 
     def sample() -> Array:
-        keys = jax.vmap(_key)(params.seed, params.sample, positions)
+        seed, number = jnp.asarray(params.seed), jnp.asarray(params.sample)
+        keys = jax.vmap(_key)(seed, number, positions)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
         is_sampled = (params.temperature > 0)[:, None]
         return jnp.argmax(jnp.where(is_sampled, logits + noise, logits), axis=-1)

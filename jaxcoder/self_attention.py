@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .products import product, row_sum_product
+from .products import FLOAT32, product, row_sum_product
 
 Array = jax.Array
 Dtype = jnp.dtype
@@ -128,7 +128,7 @@ def _backward(
     drop = functools.partial(_dropout, rate=choices.dropout_rate, key=dropout_key)
     # The sum over H as a product: fused with its factors, the reduction takes 10 times as long.
     ones = jnp.ones(out.shape[-1:], jnp.float32)
-    shift = product("btkgh,h->btkg", out * d_out, ones, jnp.float32)[..., None]
+    shift = product("btkgh,h->btkg", out * d_out, ones, FLOAT32)[..., None]
     d_out = d_out.astype(dtype)
     # [B, K, H, T] until the end: the operand that is transposed in memory is then the small one.
     dq, dk, dv = [], *(jnp.zeros(a.transpose(0, 2, 3, 1).shape, jnp.float32) for a in (k, v))
@@ -174,6 +174,8 @@ def _dropout(weights: Array, rate: float, key: Array | None, start: int) -> Arra
     """The same weights are dropped each time it is asked for the block that starts at `start`."""
     if not rate:
         return weights
+    if key is None:
+        raise ValueError(f"dropout_rate is {rate} without a key; pass dropout_key, or a rate of 0")
     kept = jax.random.bernoulli(jax.random.fold_in(key, start), 1 - rate, weights.shape)
     return jnp.where(kept, weights / (1 - rate), 0)
 

@@ -6,7 +6,7 @@ Functions return findings as text, so that a caller can report all of them in on
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from .hf_names import (
     iter_params,
     tensor_shapes,
 )
-from .safetensors_header import TensorInfo
 from .shards import CONVERT_HINT
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,6 +32,15 @@ _CHUNK = 1 << 20
 """Elements looked at together: the temporaries stay small beside the tensor."""
 
 
+class Shaped(Protocol):
+    """A tensor of which nothing but the shape is known, on disk or elsewhere."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of its axes."""
+        ...
+
+
 class Matched(NamedTuple):
     """The name on disk of every canonical tensor, and what is wrong with the set."""
 
@@ -40,7 +48,7 @@ class Matched(NamedTuple):
     problems: list[str]
 
 
-def match_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> Matched:
+def match_tensors(tensors: Mapping[str, Shaped], config: ModelConfig) -> Matched:
     """Find each tensor of `config` among those on disk; mask buffers there are skipped.
 
     With a tied output head, either of embedding and head may stand for both.

@@ -17,11 +17,11 @@ def compile_seconds() -> float:
 
 @functools.cache
 def _listen() -> None:
-    def add(event: str, seconds: float, **_: object) -> None:
+    def add(event: str, duration_secs: float, **_: object) -> None:
         if not event.startswith("/jax/core/compile/"):
             return
         end = time.perf_counter()
-        start = end - seconds
+        start = end - duration_secs
         # Tracing a function traces those that it calls, and JAX up to 0.7 reports each of them.
         while _compiling and _compiling[-1][1] > start:
             start = min(start, _compiling.pop()[0])

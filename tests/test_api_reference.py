@@ -37,7 +37,9 @@ def definitions(source: str) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassD
 
     def visit(body: list[ast.stmt], owner: str) -> Iterator[tuple[str, ast.AST]]:
         for node in body:
-            if isinstance(node, build_api.Definition) and not node.name.startswith("_"):
+            if not isinstance(node, build_api.Definition) or build_api.is_overload(node):
+                continue
+            if not node.name.startswith("_"):
                 yield owner + node.name, node
                 if isinstance(node, ast.ClassDef):
                     yield from visit(node.body, f"{owner}{node.name}.")

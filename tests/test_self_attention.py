@@ -193,3 +193,12 @@ def test_rates_near_none_and_near_all(rate: float, dropped: int) -> None:
     left = self_attention._dropout(weights, rate, jax.random.key(0), 0)
     assert int((left == 0).sum()) == dropped
     assert np.isfinite(left).all()
+
+
+def test_dropout_without_a_key_is_refused() -> None:
+    """JAX's own words were about the type of a key."""
+    given = arrays(3)
+    with pytest.raises(ValueError, match=r"dropout_rate is 0\.5 without a key; pass dropout_key"):
+        self_attention.self_attention(
+            *(given[name] for name in "qkv"), scale=SCALE, dtype=jnp.float32, dropout_rate=0.5
+        )

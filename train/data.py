@@ -204,6 +204,6 @@ class BatchSource:
         )
         borders = character_borders(whole.ids, self._window, tokenizer=self._tokenizer)
         start, stop = (borders[min(number + end, len(borders) - 1)] for end in (0, 1))
-        middle = tuple(min(max(edge - start, 0), stop - start) for edge in whole.middle)
+        first, last = (min(max(edge - start, 0), stop - start) for edge in whole.middle)
         overflow = whole.overflow and number == 0
-        return Example(whole.ids[start:stop], middle, whole.kind, overflow)
+        return Example(whole.ids[start:stop], (first, last), whole.kind, overflow)

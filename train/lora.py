@@ -14,7 +14,7 @@ from jaxcoder.config import ModelConfig
 from jaxcoder.errors import ConfigError
 from jaxcoder.hf_names import insert
 from jaxcoder.problems import raise_if_any
-from jaxcoder.products import product
+from jaxcoder.products import FLOAT32, product
 
 from .config import LoraConfig
 
@@ -87,7 +87,7 @@ def merge(params: dict, adapters: dict, *, config: LoraConfig) -> dict:
             merged[name] = leaf
         elif "a" in adapter:
             scale = config.alpha / config.rank
-            change = scale * product("or,ri->oi", adapter["b"], adapter["a"], jnp.float32)
+            change = scale * product("or,ri->oi", adapter["b"], adapter["a"], FLOAT32)
             weight = (leaf["weight"].astype(jnp.float32) + change).astype(leaf["weight"].dtype)
             merged[name] = leaf | {"weight": weight}
         else:

@@ -136,7 +136,8 @@ class TensorBoard:
         Raises:
           ValueError: tensorboardX is not installed.
         """
-        self._folder, self._writer = folder, None
+        self._folder = folder
+        self._writer: Any = None  # an EventsWriter, where the package is present
         if folder is None:
             return
         try:

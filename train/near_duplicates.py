@@ -26,7 +26,9 @@ def signature(ids: np.ndarray) -> np.ndarray:
     width = min(_SHINGLE, ids.size)
     count = ids.size - width + 1
     numbers = ids.astype(np.uint64) + np.uint64(1)
-    sums = sum(numbers[i : i + count] * weights[i] for i in range(width))
+    sums = np.zeros(count, np.uint64)
+    for i in range(width):
+        sums += numbers[i : i + count] * weights[i]
     hashes = _mixed(sums)
     smallest = np.full(_POSITIONS, np.iinfo(np.uint32).max, np.uint32)
     for start in range(0, hashes.size, _CHUNK):

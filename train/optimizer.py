@@ -94,6 +94,7 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     init = optax.scale_by_adam().init
+    # pyrefly: ignore[bad-argument-type]: it takes one extra argument by name, and refuses others
     return optax.GradientTransformationExtraArgs(init, update)
 
 

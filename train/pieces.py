@@ -98,7 +98,9 @@ def chunk_number(pieces: Pieces, piece: int, *, window: int) -> int:
     return int(pieces.start[piece]) // (window - _MOST_BACK)
 
 
-def character_borders(ids: Sequence[int], limit: int, *, tokenizer: Tokenizer) -> list[int]:
+def character_borders(
+    ids: Sequence[int] | np.ndarray, limit: int, *, tokenizer: Tokenizer
+) -> list[int]:
     """Offsets 0 < ... < len(ids), at most `limit` apart, where a token starts a character.
 
     Steps are `limit` tokens, or up to three less. Bytes that are no character, more than three in
@@ -110,7 +112,7 @@ def character_borders(ids: Sequence[int], limit: int, *, tokenizer: Tokenizer) -
     return [*borders, len(ids)]
 
 
-def character_start(ids: Sequence[int], offset: int, *, tokenizer: Tokenizer) -> int:
+def character_start(ids: Sequence[int] | np.ndarray, offset: int, *, tokenizer: Tokenizer) -> int:
     """The nearest offset up to `offset`, three back at most, where a token starts a character."""
     for candidate in range(offset, max(offset - _MOST_BACK, 0) - 1, -1):
         if candidate == len(ids):

@@ -128,7 +128,7 @@ def main(config: PlanConfig, model: ModelConfig) -> int:
 
 def report(config: PlanConfig, model: ModelConfig, plans: list[Plan]) -> dict[str, Any]:
     """The plans with what they depend on, for a JSON file."""
-    settings = dataclasses.asdict(config)
+    settings: dict[str, Any] = {**dataclasses.asdict(config)}
     del settings["out"]
     libraries = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "libtpu")}
     return {
@@ -209,6 +209,8 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[Memory | None, str]:
         if not message.startswith("RESOURCE_EXHAUSTED"):
             raise
         return None, message
+    if analysis is None:
+        raise ConfigError("plan: this compiler reports no memory; use a jaxlib and libtpu that do")
     memory = Memory(
         argument_bytes=analysis.argument_size_in_bytes,
         output_bytes=analysis.output_size_in_bytes,

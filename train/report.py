@@ -99,7 +99,7 @@ class Reporter:
           TrainingStopped: it is one too many in a row whose loss or gradients were not finite.
         """
         metrics = jax.device_get(report.metrics)
-        self._tokens += np.count_nonzero(report.batch.segment_ids[:, 1:])
+        self._tokens += int(np.count_nonzero(report.batch.segment_ids[:, 1:]))
         self._overflows += report.contents.overflows
         self._bar.update(report.step - self._bar.n)
         if not metrics.is_finite:

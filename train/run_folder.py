@@ -68,7 +68,7 @@ def read_config(folder: Path) -> TrainConfig:
       ConfigError: no such file, or not one that this version wrote.
     """
     path = folder / CONFIG_FILE
-    fields = read_json_object(path, limit=_LIMIT, error=ConfigError).get("config")
+    fields: Any = read_json_object(path, limit=_LIMIT, error=ConfigError).get("config")
     try:
         return _build(TrainConfig, fields)
     except (TypeError, AttributeError) as exc:

@@ -54,9 +54,9 @@ def check_start(config: TrainConfig, *, further: Sequence[str] = ()) -> Origin:
     try:
         origin = find_origin(config)
     except ValueError as exc:
-        problems.append(exc)
-    else:
-        problems += _origin_problems(config, origin, mistaken)
+        _raise([*problems, exc])
+        raise  # not reached: there is a problem
+    problems += _origin_problems(config, origin, mistaken)
     _raise(problems)
     return origin
 

@@ -54,7 +54,8 @@ def document_ids(store: TokenStore, document: int) -> np.ndarray:
       ConfigError: the file of tokens was removed, cut or changed since it was opened.
     """
     start, stop = store.starts[document], store.starts[document + 1]
-    path = store.tokens.filename if isinstance(store.tokens, np.memmap) else None
+    name = store.tokens.filename if isinstance(store.tokens, np.memmap) else None
+    path = None if name is None else Path(name)
     if path is not None:
         # Reading a mapped page that a shorter file no longer has would kill the process.
         size = path.stat().st_size if path.exists() else 0

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcoder.cache import init_cache
 from jaxcoder.config import ModelConfig
 from jaxcoder.errors import ConfigError
 from jaxcoder.generate import PREFILL_PIECE, DecodeState, decode_chunk, prefill
-from jaxcoder.model import GPTBigCode
+from jaxcoder.model import GPTBigCode, init_params
 from jaxcoder.sampling import sampling_params
 
 from .config import OptimizerConfig
@@ -74,8 +75,8 @@ def lower_train_step(
     step = StepConfig(model=model, optimizer=OptimizerConfig(), steps=1000, loss_chunk=loss_chunk)
 
     def arguments() -> tuple:
-        ids = jnp.zeros((rows, seq_len + 1), jnp.int32)
-        batch = Batch(ids, ids, ids, jnp.zeros((rows, seq_len), jnp.float32))
+        ids = np.zeros((rows, seq_len + 1), np.int32)
+        batch = Batch(ids, ids, ids, np.zeros((rows, seq_len), np.float32))
         return init_state(_params(model), config=step), batch
 
     return train_step.lower(*_abstract(arguments, device), config=step)
@@ -114,7 +115,7 @@ def _decoder(config: ModelConfig) -> GPTBigCode:
 
 
 def _params(model: GPTBigCode) -> dict:
-    return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return init_params(model, jax.random.key(0))
 
 
 def _decode_state(config: ModelConfig, rows: int, capacity: int) -> DecodeState:
