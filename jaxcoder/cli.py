@@ -1,4 +1,4 @@
-"""The ``jaxcoder`` command: complete, infill, demo, info.
+"""The ``jaxcoder`` command: complete, infill, loss, demo, info.
 
 Text goes to standard output exactly as decoded, and nothing else does; what is said about device,
 licence and errors goes to standard error. A mistake is exit status 2: a value or a file is named in
@@ -25,8 +25,10 @@ from .durable import replace_file
 from .generator import Generator
 from .info import describe, format_description
 from .invocation import command_line
+from .loss_views import to_html, to_json, to_table, to_terminal
 from .sampling import sampling_params
 from .showcase import showcase
+from .token_losses import token_losses
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class ModelOptions:
     """Use what the Hub's cache holds; never the network."""
 
     def load(self) -> Generator:
+        """The model, loaded."""
         default_device()  # JAX's own error for a platform it cannot start is a traceback
         return Generator.from_pretrained(
             self.model,
@@ -125,6 +128,7 @@ class Complete:
     sampling: Sampling = SamplingOptions()
 
     def run(self) -> None:
+        """Print the text, or its JSON."""
         if self.prompt is not None and self.file is not None:
             raise ValueError("both a prompt and --file were given; give one")
         self.sampling.check(as_json=self.json)
@@ -164,6 +168,7 @@ class Infill:
     sampling: Sampling = SamplingOptions()
 
     def run(self) -> None:
+        """Print the middle, the whole file or JSON, or write the file."""
         if self.in_place and (self.file is None or self.json or self.full):
             raise ValueError("--in-place needs FILE and goes with neither --json nor --full")
         if self.json and self.full:
@@ -172,20 +177,19 @@ class Infill:
         prefix, suffix = self._sides()
         generator = self.model.load()
         arguments = self.sampling.arguments()
-        if self.json or self.in_place:
-            completions = generator.infill(
-                prefix, suffix, mode=self.mode, n=self.sampling.n, **arguments
-            )
-            if self.json:
-                _print_json(completions)
-            else:
-                _say_trimmed(completions.trimmed)
-                if _read(self.file) != prefix + suffix:
-                    raise ValueError(
-                        f"{self.file}: was changed while the middle was written; it is left as "
-                        "it is now. Run the command again"
-                    )
-                replace_file(self.file, (prefix + completions.text + suffix).encode())
+        if self.json:
+            n = self.sampling.n
+            _print_json(generator.infill(prefix, suffix, mode=self.mode, n=n, **arguments))
+            return
+        if self.in_place and self.file is not None:
+            middle = generator.infill(prefix, suffix, mode=self.mode, **arguments)
+            _say_trimmed(middle.trimmed)
+            if _read(self.file) != prefix + suffix:
+                raise ValueError(
+                    f"{self.file}: was changed while the middle was written; it is left as "
+                    "it is now. Run the command again"
+                )
+            replace_file(self.file, (prefix + middle.text + suffix).encode())
             return
         asked = generator.infill_prompt(
             prefix, suffix, mode=self.mode, max_new_tokens=self.sampling.max_new_tokens
@@ -209,12 +213,43 @@ class Infill:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """Show how well the model expected each token of a file: in colours on a terminal, as a page,
+    or else a line a token."""
+
+    file: tyro.conf.Positional[Path]
+    """The file, UTF-8; one longer than the context is read in windows that overlap by half."""
+    html: Path | None = None
+    """Write a page here instead, over a file that is there."""
+    json: bool = False
+    """Print one JSON object: tokens, texts, losses in nats, total, bits_per_byte."""
+    model: Model = ModelOptions()
+
+    def run(self) -> None:
+        """Print or write the view."""
+        if self.html is not None and self.json:
+            raise ValueError("both --html and --json were given; give one")
+        text = _read(self.file)
+        if not text:
+            raise ValueError(f"{self.file}: is empty, expected text to take the loss of")
+        losses = token_losses(self.model.load(), text)
+        if self.html is not None:
+            replace_file(self.html, to_html(losses).encode())
+            say(f"jaxcoder: {self.html}: the page, for a browser")
+        elif self.json:
+            _write(to_json(losses))
+        else:
+            _write((to_terminal if _standard_output().isatty() else to_table)(losses))
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show a completion, an infill in its place, and the speed."""
 
     model: Model = ModelOptions()
 
     def run(self) -> None:
+        """Show it."""
         showcase(
             self.model.load(),
             _write,
@@ -234,6 +269,7 @@ class Info:
     model: Model = ModelOptions()
 
     def run(self) -> None:
+        """Print it."""
         description = describe(self.model.load(), context=self.context)
         _write((json.dumps(description) if self.json else format_description(description)) + "\n")
 
@@ -336,7 +372,15 @@ def _say_trimmed(trimmed: tuple[int, int]) -> None:
         )
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line  # where it came from means nothing to the reader
     say(f"jaxcoder: {message}")
 
 
@@ -347,6 +391,7 @@ def main() -> None:
         tyro.conf.OmitArgPrefixes[
             Annotated[Complete, tyro.conf.subcommand("complete")]
             | Annotated[Infill, tyro.conf.subcommand("infill")]
+            | Annotated[Loss, tyro.conf.subcommand("loss")]
             | Annotated[Demo, tyro.conf.subcommand("demo")]
             | Annotated[Info, tyro.conf.subcommand("info")]
         ],

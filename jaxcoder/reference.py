@@ -27,16 +27,31 @@ class Forward(NamedTuple):
     """[T, V]"""
     residuals: list[Array]
     """n_layer + 2 arrays [T, D]: the embedding, the stream after each block, the final norm."""
+    activations: dict[str, Array]
+    """All that `activations.shapes` names, without its batch axis, where it was asked for."""
 
 
-def forward(tensors: Mapping[str, Array], config: ModelConfig, tokens: Array) -> Forward:
+def forward(
+    tensors: Mapping[str, Array],
+    config: ModelConfig,
+    tokens: Array,
+    *,
+    with_activations: bool = False,
+) -> Forward:
     """Run `tokens` [T] through the model.
 
     Args:
       tensors: canonical Hugging Face tensors; computed in float64 whatever their dtype.
       config: the model's shape.
       tokens: ids [T], T ≤ n_positions.
+      with_activations: keep every intermediate result, N·T² numbers of a layer among them.
     """
+    activations: dict[str, Array] = {}
+
+    def named(name: str, x: Array) -> Array:
+        if with_activations:
+            activations[name] = x
+        return x
 
     def weight(name: str) -> Array:
         return np.asarray(tensors[name], dtype=np.float64)
@@ -55,20 +70,23 @@ def forward(tensors: Mapping[str, Array], config: ModelConfig, tokens: Array) ->
     if len(tokens) > config.n_positions:
         raise ValueError(f"{len(tokens)} tokens, but the model has {config.n_positions} positions")
     x = weight("transformer.wte.weight")[tokens] + weight("transformer.wpe.weight")[: len(tokens)]
-    residuals = [x]
+    residuals = [named("embed", x)]
     for i in range(config.n_layer):
-        block = f"transformer.h.{i}"
-        q, k, v = split_heads(
-            linear(layer_norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn"), config
-        )
-        mixed = attention(q, k, v, config.attention_scale(i))
-        x = x + linear(mixed, f"{block}.attn.c_proj")
-        inner = gelu(linear(layer_norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"), config)
-        x = x + linear(inner, f"{block}.mlp.c_proj")
-        residuals.append(x)
-    x = layer_norm(x, "transformer.ln_f")
+        h, block = f"h.{i}", f"transformer.h.{i}"
+        normed = named(f"{h}.ln_1", layer_norm(x, f"{block}.ln_1"))
+        qkv = split_heads(linear(normed, f"{block}.attn.c_attn"), config)
+        q, k, v = (named(f"{h}.attn.{name}", a) for name, a in zip("qkv", qkv, strict=True))
+        pattern = named(f"{h}.attn.pattern", attention_pattern(q, k, config.attention_scale(i)))
+        mixed = named(f"{h}.attn.mixed", mix(pattern, v))
+        x = x + named(f"{h}.attn", linear(mixed, f"{block}.attn.c_proj"))
+        normed = named(f"{h}.ln_2", layer_norm(x, f"{block}.ln_2"))
+        inner = named(f"{h}.mlp.inner", gelu(linear(normed, f"{block}.mlp.c_fc"), config))
+        x = x + named(f"{h}.mlp", linear(inner, f"{block}.mlp.c_proj"))
+        residuals.append(named(h, x))
+    x = named("ln_f", layer_norm(x, "transformer.ln_f"))
     head = "transformer.wte.weight" if config.tie_word_embeddings else "lm_head.weight"
-    return Forward(x @ weight(head).T, [*residuals, x])
+    logits = named("logits", x @ weight(head).T)
+    return Forward(logits, [*residuals, x], activations)
 
 
 def split_heads(qkv: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
@@ -84,17 +102,24 @@ def split_heads(qkv: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
     return heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
 
 
-def attention(q: Array, k: Array, v: Array, scale: float) -> Array:
-    """Causal softmax(scale · q kᵀ) v of q [T, N, H], k, v [S, K, H] -> [T, N·H]."""
+def attention_pattern(q: Array, k: Array, scale: float) -> Array:
+    """Causal softmax(scale · q kᵀ) of q [T, N, H], k [S, K, H] -> [N, T, S]."""
     length, n = q.shape[:2]
     causal = np.tril(np.ones((length, length), dtype=bool))
-    mixed = np.empty_like(q)
+    pattern = np.empty((n, length, length))
     for head in range(n):
         kv_head = head if k.shape[1] == n else 0
         scores = np.where(causal, scale * (q[:, head] @ k[:, kv_head].T), -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed[:, head] = (weights / weights.sum(-1, keepdims=True)) @ v[:, kv_head]
-    return mixed.reshape(length, -1)
+        pattern[head] = weights / weights.sum(-1, keepdims=True)
+    return pattern
+
+
+def mix(pattern: Array, v: Array) -> Array:
+    """Values v [S, K, H] weighed by a pattern [N, T, S] -> [T, N·H], head after head."""
+    n, length = pattern.shape[:2]
+    heads = [pattern[head] @ v[:, head if v.shape[1] == n else 0] for head in range(n)]
+    return np.stack(heads, axis=1).reshape(length, -1)
 
 
 def gelu(x: Array, config: ModelConfig) -> Array:

@@ -52,7 +52,7 @@ LIBRARY = {
         "errors problems durable json_file safetensors_header", "numpy safetensors ml_dtypes"
     ),
     "shards": Allowed("errors problems json_file hf_names safetensors_header safetensors_file"),
-    "tensor_checks": Allowed("errors problems config hf_names safetensors_header shards", "numpy"),
+    "tensor_checks": Allowed("errors problems config hf_names shards", "numpy"),
     "manifest": Allowed(
         "errors problems json_file hf_names safetensors_header safetensors_file shards", "numpy"
     ),
@@ -77,6 +77,12 @@ LIBRARY = {
         "jax numpy",
     ),
     "showcase": Allowed("generator", "jax"),
+    "activations": Allowed("cache config model products", "jax flax"),
+    "token_losses": Allowed("generate generator model", "jax numpy"),
+    "loss_views": Allowed("token_losses", "numpy"),
+    "inspect": Allowed(
+        "activations arguments config generate generator loss_views model token_losses", "jax numpy"
+    ),
     "info": Allowed("arguments config cache generator", "jax"),
 }
 # These may import anything above them.
@@ -108,7 +114,8 @@ USES = {
     "benchmarks": " ".join(["__init__", *LIBRARY]),
 }
 
-FLAX_FILES = ("jaxcoder/layers.py", "jaxcoder/model.py")
+# The model, and what Flax lets stand between its modules.
+FLAX_FILES = ("jaxcoder/layers.py", "jaxcoder/model.py", "jaxcoder/activations.py")
 ONLY_INSIDE_FUNCTIONS = {
     "torch": ("conversion/", "benchmarks/"),
     "transformers": ("conversion/", "benchmarks/"),
