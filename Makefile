@@ -29,7 +29,7 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format bench install clean FORCE
+.PHONY: docs help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format wheel-check bench install clean FORCE
 
 help:
 	@echo "make demo          the small model inside completes and infills; the first run installs, minutes"
@@ -37,8 +37,9 @@ help:
 	@echo "make test          the test suite, on the CPU"
 	@echo "make test-nightly  the long tests: the exact 164M shape, long statistics"
 	@echo "make test-tpu-plan compile for TPUs that are not there, report the memory; long too"
-	@echo "make lint          ruff: rules and formatting, changes nothing"
+	@echo "make lint          ruff: rules and formatting; pyrefly: types; changes nothing"
 	@echo "make format        ruff: apply both"
+	@echo "make wheel-check   the wheel alone, in an environment of its own, runs the demo; needs an index"
 	@echo "make docs          write docs/api from the docstrings"
 	@echo "make bench         one benchmark; BENCH=$(BENCH)"
 	@echo "make install       the package alone, into $(VENV)"
@@ -84,6 +85,11 @@ tpu-plan-tests: $(VENV)/tpu-plan.stamp
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) -m pyrefly check
+
+# Builds the wheel, installs it into a bare environment and runs the demo from there.
+wheel-check: | $(RUN)
+	@$(RUN) tests/wheel_check.py $(PINS)
 
 format: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check --fix .
