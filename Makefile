@@ -29,7 +29,7 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format wheel-check bench install clean FORCE
+.PHONY: docs notebooks help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format wheel-check bench install clean FORCE
 
 help:
 	@echo "make demo          the small model inside completes and infills; the first run installs, minutes"
@@ -41,6 +41,7 @@ help:
 	@echo "make format        ruff: apply both"
 	@echo "make wheel-check   the wheel alone, in an environment of its own, runs the demo; needs an index"
 	@echo "make docs          write docs/api from the docstrings"
+	@echo "make notebooks     write colab/*.ipynb and the badges from their sources"
 	@echo "make bench         one benchmark; BENCH=$(BENCH)"
 	@echo "make install       the package alone, into $(VENV)"
 	@echo "make clean         remove environments, caches and build outputs"
@@ -62,6 +63,9 @@ train: $(VENV)/train.stamp
 # The standard library suffices: nothing is installed.
 docs: | $(RUN)
 	@$(RUN) docs/build_api.py
+
+notebooks: $(VENV)/test.stamp
+	@$(RUN) -m colab.build
 
 bench: $(VENV)/base.stamp $(PARITY_STAMP)
 	@$(RUN) -m benchmarks.$(BENCH)
