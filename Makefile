@@ -89,7 +89,7 @@ tpu-plan-tests: $(VENV)/tpu-plan.stamp
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m pyrefly check
+	@$(RUN) -m pyrefly check --python-interpreter-path $(RUN)
 
 # Builds the wheel, installs it into a bare environment and runs the demo from there.
 wheel-check: | $(RUN)
