@@ -109,7 +109,7 @@ def forward(
     Returns:
       (logits float32 [B, T, V], captured name -> float32; where patched, the patch).
     """
-    tap = _Tap(model, capture, patch or {})
+    tap = _Tap(model, capture, patch or {}, never=tokens[0, 0] < 0)
     with nn.intercept_methods(tap.intercept):
         logits, _ = model.apply({"params": params}, tokens)
     return tap("logits", logits), tap.captured
@@ -119,21 +119,32 @@ class _Tap:
     """Where activations are taken out and put in, during one trace."""
 
     def __init__(
-        self, model: GPTBigCode, capture: tuple[str, ...], patch: Mapping[str, Array]
+        self,
+        model: GPTBigCode,
+        capture: tuple[str, ...],
+        patch: Mapping[str, Array],
+        *,
+        never: Array,
     ) -> None:
         self._model, self._capture, self._patch = model, capture, patch
+        self._never = never  # false, which the compiler cannot know
         self._names = shapes(model.config, 1, 1).keys()
         self._seen: dict[str, Array] = {}  # of this layer's attention: q, k, v
         self.captured: dict[str, Array] = {}
 
     def __call__(self, name: str, x: Array) -> Array:
         """`x`, or what was given in its place."""
-        # The barrier ends what XLA may fuse: so the same bits come out whichever of them are asked
-        # for or replaced.
-        x = lax.optimization_barrier(self._patch.get(name, x).astype(jnp.float32))
+        x = self._fenced(self._patch.get(name, x).astype(jnp.float32))
         if name in self._capture:
             self.captured[name] = x
         return x
+
+    def _fenced(self, x: Array) -> Array:
+        """`x`, over which XLA fuses nothing, so that its bits do not depend on who reads it.
+
+        `lax.optimization_barrier` is no fence to the CPU backend of jax 0.7.2.
+        """
+        return lax.cond(self._never, jnp.zeros_like, lambda x: x, x)
 
     def intercept(
         self,
@@ -149,6 +160,8 @@ class _Tap:
         block, _, part = name.removeprefix("h.").partition(".")
         if part == "attn.c_proj":
             arguments = (self(f"h.{block}.attn.mixed", self._mixed(int(block))),)
+        elif part == "ln_2":  # the stream between attention and MLP is no module's output
+            arguments = (self._fenced(arguments[0]),)
         elif part == "mlp.c_proj":
             arguments = (self(f"h.{block}.mlp.inner", arguments[0]),)
         out = module(*arguments, **named_arguments)
