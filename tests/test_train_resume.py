@@ -391,7 +391,7 @@ def test_file_in_the_place_of_a_folder(tmp_path: Path, half_done: Path, monkeypa
         fit(config)
     assert sorted(_contents(Path(config.out))) == [CHECKPOINTS]
     in_file = dataclasses.replace(config, out=str(tmp_path / "run" / CHECKPOINTS))
-    with pytest.raises(ConfigError, match="cannot be opened"):
+    with pytest.raises(ConfigError, match="is a file, expected a folder"):
         fit(in_file)
     capfd.readouterr()
 

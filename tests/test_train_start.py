@@ -72,7 +72,7 @@ def test_a_run_that_holds_nothing_out_says_so(
         assert lines == []
     else:
         (line,) = lines
-        assert f"none of the 24 documents is held out (share {share})" in line
+        assert f"of 24 documents none is held out (share {share})" in line
         assert "there is no validation" in line and "--source.validation-share" in line
 
 

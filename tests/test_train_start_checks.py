@@ -253,3 +253,11 @@ def test_a_name_that_the_system_refuses_is_one_of_the_list(tmp_path: Path) -> No
         said = refusal(dataclasses.replace(config, batch=batch, **changed))
         assert "batch.seq_len: 0" in said
         assert "x" * 300 not in changed.values() or "too long" in said
+
+
+def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
+    """It was an error about the lock, which nobody had asked for."""
+    config = run_config(tmp_path)
+    Path(config.out).write_text("mine")
+    said = refusal(config)
+    assert "out:" in said and "is a file, expected a folder" in said

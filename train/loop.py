@@ -174,9 +174,10 @@ def prepare_data(run: Path, config: TrainConfig, origin: Origin) -> Data:
     say(_counts(store.report))
     if not store.report["validation_documents"]:
         say(
-            f"data: warning: none of the {store.report['documents']} documents is held out "
+            f"data: warning: of {_count(store.report['documents'], 'document')} none is held out "
             f"(share {config.source.validation_share}), so there is no validation; for one, start "
-            "a run with a greater --source.validation-share, such as 0.2"
+            "a run with a greater --source.validation-share, such as 0.2, and more documents if "
+            "these are few"
         )
     source = BatchSource(store, start.tokenizer, config)
     validation = Validation(store, start.config, start.tokenizer, config=config)
@@ -188,11 +189,16 @@ def _counts(report: Mapping[str, Any]) -> str:
     left_out = ", ".join(f"{bad['count']} {reason}" for reason, bad in report["bad"].items())
     overlap = report["humaneval_overlap"]
     return (
-        f"data: {report['documents']} documents ({report['validation_documents']} held out), "
+        f"data: {_count(report['documents'], 'document')} "
+        f"({report['validation_documents']} held out), "
         f"{report['tokens']} tokens; left out: {left_out or 'none'}; "
         f"near duplicates: {report['near_duplicates']}; with text of HumanEval: "
         f"{'not looked for (--source.human-eval FILE)' if overlap is None else overlap}"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _open_checkpoints(run: Path, config: TrainConfig, *, resume: bool) -> Checkpoints:

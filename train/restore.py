@@ -53,7 +53,9 @@ def restore(
             f"{config.loop.steps}; move it back where it belongs"
         )
     state, extra = restore_step(checkpoints, step, config, start)
-    say(f"{config.out}: going on after step {step} of {config.loop.steps}")
+    is_finished = step == config.loop.steps
+    way = "finished, at" if is_finished else "going on after"
+    say(f"{config.out}: {way} step {step} of {config.loop.steps}")
     return state, extra
 
 

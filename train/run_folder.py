@@ -84,6 +84,8 @@ def folder_problems(folder: Path) -> list[str]:
     What a start that was killed before it began leaves is nothing: a lock, a folder for
     checkpoints, hidden files.
     """
+    if folder.exists() and not folder.is_dir():
+        return [f"out: {str(folder)!r}: is a file, expected a folder, new or a run's"]
     path = folder / CONFIG_FILE
     if path.exists():
         try:
@@ -99,7 +101,7 @@ def folder_problems(folder: Path) -> list[str]:
     allowed = {LOCK_FILE} if committed_steps(folder / CHECKPOINTS) else {LOCK_FILE, CHECKPOINTS}
     try:
         names = {path.name for path in folder.iterdir()} - allowed
-    except OSError:  # absent, a file, or not to be read: the lock of the run tells
+    except OSError:  # absent, or not to be read: the lock of the run tells
         return []
     found = sorted(name for name in names if not name.startswith("."))
     if not found:
