@@ -50,7 +50,7 @@ def shapes(config: ModelConfig, batch: int, length: int) -> dict[str, tuple[int,
     """
     heads, kv_heads, head_dim = config.n_head, config.n_kv_head, config.head_dim
     stream = (batch, length, config.n_embd)
-    found = {"embed": stream}
+    found: dict[str, tuple[int, ...]] = {"embed": stream}
     for layer in range(config.n_layer):
         block = f"h.{layer}"
         found |= {

@@ -15,7 +15,7 @@ yours or differentiated.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     logits: Array
     """float32 [B, T, V]"""
     activations: dict[str, Array]
-    """float32, by name; see `activations.shapes`."""
+    """Name -> float32, in the shape that `activations.shapes` gives: a stream is [B, T, D]."""
 
 
 def names(config: ModelConfig) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def _read_out(model: GPTBigCode, params: dict, stream: Array) -> Array:
     def read_out(module: GPTBigCode, x: Array) -> Array:
         return module.unembed(module.ln_f(x))
 
-    return model.apply({"params": params}, stream, method=read_out)
+    return cast(Array, model.apply({"params": params}, stream, method=read_out))
 
 
 def _ids(generator: Generator, tokens: Tokens) -> np.ndarray:

@@ -45,6 +45,9 @@ def forward(
       config: the model's shape.
       tokens: ids [T], T ≤ n_positions.
       with_activations: keep every intermediate result, N·T² numbers of a layer among them.
+
+    Raises:
+      ValueError: more tokens than positions.
     """
     activations: dict[str, Array] = {}
 
@@ -123,9 +126,9 @@ def mix(pattern: Array, v: Array) -> Array:
 
 
 def gelu(x: Array, config: ModelConfig) -> Array:
-    """x·Φ(x): exact for "gelu", else the tanh approximation."""
+    """x·Φ(x) of each number of x [T, F]: exact for "gelu", else the tanh approximation."""
     if config.activation_function == "gelu":
-        erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float64)
+        erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)), np.float64)
         return 0.5 * x * (1 + erf)
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 

@@ -3,7 +3,7 @@
 import codecs
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def _losses(model: GPTBigCode, params: dict, tokens: Array) -> Array:
 
         return lax.map(lambda pair: loss(*pair), (features, targets), batch_size=BLOCK)
 
-    return model.apply({"params": params}, tokens, method=losses)
+    return cast(Array, model.apply({"params": params}, tokens, method=losses))
 
 
 def _texts(generator: Generator, ids: list[int]) -> list[str]:
