@@ -1,4 +1,4 @@
-"""``python -m colab.build``: the notebooks and all badges, from the sources beside this file.
+"""``python -m colab.build``: the notebooks, from the sources beside this file, and the badges.
 
 The repository's address stands in pyproject.toml alone. What depends on it is put in the place of
 a marker: the badge, and the cell that fetches the checkout.
@@ -17,8 +17,9 @@ BRANCH = "main"
 BADGE_MARKER = "# {badge}"
 INSTALL_MARKER = "# {install}"
 DOCUMENTS = (PROJECT / "README.md", FOLDER / "README.md")
-"""Their badges are kept up to date."""
+"""Their badges, and the address that they say to clone, are kept up to date."""
 
+_CLONED = re.compile(r"(?<=git clone )https://\S+")
 _BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/colab/(\w+)\.ipynb\)")
 
 _INSTALL_CELL = """\
@@ -113,7 +114,7 @@ def build(address: str) -> dict[Path, str]:
     """Every generated file and its content, as it is where the repository is at `address`."""
     files = {FOLDER / f"{name}.ipynb": notebook(name, address) for name in NOTEBOOKS}
     for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
+        text = _CLONED.sub(address, document.read_text(encoding="utf-8"))
         files[document] = _BADGE.sub(lambda found: badge(found[1], address), text)
     return files
 

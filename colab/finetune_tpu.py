@@ -60,18 +60,20 @@ config = TrainConfig(
     out=RUN,
     model=str(folder),
     source=SourceConfig(validation_share=0.1),
-    batch=BatchConfig(size=8, seq_len=256 if is_cpu else 2048),
+    batch=BatchConfig(size=8, seq_len=256 if is_cpu else 2048, accumulation=1 if is_cpu else 8),
     optimizer=OptimizerConfig(peak_lr=1e-3 if is_cpu else 1e-4, warmup_steps=STEPS // 10),
     loop=LoopConfig(steps=STEPS, eval_every=STEPS // 2, save_every=STEPS // 4),
 )
 
 # %% [markdown]
-# **Before.** What the model writes between the marks, to compare with later.
+# **Before.** What the model writes between the marks. This library's own way would be an error that
+# says what it got; the demo model is too small to do more than fall into that tone.
 
 # %%
-PREFIX = 'def check(name: str) -> None:\n    """Refuse an empty name."""\n    if not name:\n'
-SUFFIX = "\n\n\ndef main() -> None:\n"
-before = Generator.from_pretrained(folder).infill(PREFIX, SUFFIX, max_new_tokens=48)
+PREFIX = "def read(path: Path) -> dict:\n    if not path.exists():"
+SUFFIX = "\n    return json.loads(path.read_text())\n"
+generator = Generator.from_pretrained(folder)
+before = generator.infill(PREFIX, SUFFIX, mode="spm", max_new_tokens=32)
 print(f"{PREFIX}⟦{before.text}⟧{SUFFIX}")
 
 # %% [markdown]
@@ -118,5 +120,6 @@ print(*sorted(path.name for path in exported.iterdir()))
 # **After.** The exported model at the same hole.
 
 # %%
-after = Generator.from_pretrained(exported).infill(PREFIX, SUFFIX, max_new_tokens=48)
+generator = Generator.from_pretrained(exported)
+after = generator.infill(PREFIX, SUFFIX, mode="spm", max_new_tokens=32)
 print(f"{PREFIX}⟦{after.text}⟧{SUFFIX}")

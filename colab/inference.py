@@ -85,24 +85,22 @@ print(f"running: {len(second.tokens) / seconds:.0f} tokens/s, one prompt")
 # %% [markdown]
 # ## Looking inside
 #
-# **Attention.** From which tokens (columns) each token (rows) of a text takes what, in one layer.
+# **Attention.** How much each token (row) of a text reads from those before it (columns), in the
+# heads of block 1. `inspect.names(generator.config)` lists what else can be captured, and patched.
 
 # %%
 from matplotlib import pyplot
 
+from benchmarks.pictures import attention_map
 from jaxcoder import inspect
 
 TEXT = "def add(a, b):\n    return a + b\n"
+NAME = "h.1.attn.pattern"
 tokens = generator.tokenizer.encode(TEXT)
-run = inspect.run(generator, [tokens], capture="h.1.attn.pattern")
-labels = [repr(generator.tokenizer.decode([token])) for token in tokens]
-figure, heads = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True, constrained_layout=True)
-for head, axes in enumerate(heads):
-    axes.imshow(run.activations["h.1.attn.pattern"][0, head])
-    axes.set(title=f"block 1, head {head}", xticks=range(len(labels)), yticks=range(len(labels)))
-    axes.set_xticklabels(labels, rotation=90)
-    axes.set_yticklabels(labels)
-pyplot.show()
+labels = [generator.tokenizer.decode([token]) for token in tokens]
+run = inspect.run(generator, [tokens], capture=NAME)
+figure = pyplot.figure(figsize=(8, 2 * generator.config.n_head), layout="constrained")
+attention_map(figure, run.activations[NAME][0], labels, title=NAME)
 
 # %% [markdown]
 # **Logit lens.** What each layer's stream, read out as if it were the last, would put next.

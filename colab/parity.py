@@ -90,15 +90,11 @@ except ValueError as exc:
 # %%
 from matplotlib import pyplot
 
+from benchmarks.pictures import layer_errors
+
 table = parity.layer_table(truth.residuals, ours.residuals, (theirs or ours).residuals)
-pyplot.figure(figsize=(8, 3))
-pyplot.semilogy([row.ours for row in table], ".-", label="jaxcoder")
-if theirs:
-    pyplot.semilogy([row.pytorch for row in table], ".-", label="PyTorch")
-pyplot.xticks(range(len(table)), [row.name for row in table], rotation=90)
-pyplot.ylabel("relative RMS error")
-pyplot.legend()
-pyplot.show()
+figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+layer_errors(axes, table, title="float32", with_pytorch=theirs is not None)
 
 # %% [markdown]
 # **Distributions.** Mean KL divergence from float64, in nat, and how often the likeliest token is
