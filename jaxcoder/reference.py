@@ -83,7 +83,8 @@ def forward(
         mixed = named(f"{h}.attn.mixed", mix(pattern, v))
         x = x + named(f"{h}.attn", linear(mixed, f"{block}.attn.c_proj"))
         normed = named(f"{h}.ln_2", layer_norm(x, f"{block}.ln_2"))
-        inner = named(f"{h}.mlp.inner", gelu(linear(normed, f"{block}.mlp.c_fc"), config))
+        inner = activation(linear(normed, f"{block}.mlp.c_fc"), config)
+        named(f"{h}.mlp.inner", inner)
         x = x + named(f"{h}.mlp", linear(inner, f"{block}.mlp.c_proj"))
         residuals.append(named(h, x))
     x = named("ln_f", layer_norm(x, "transformer.ln_f"))
@@ -125,8 +126,8 @@ def mix(pattern: Array, v: Array) -> Array:
     return np.stack(heads, axis=1).reshape(length, -1)
 
 
-def gelu(x: Array, config: ModelConfig) -> Array:
-    """x·Φ(x) of each number of x [T, F]: exact for "gelu", else the tanh approximation."""
+def activation(x: Array, config: ModelConfig) -> Array:
+    """GELU, x·Φ(x), of each number of x [T, F]: exact for "gelu", else the tanh approximation."""
     if config.activation_function == "gelu":
         erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)), np.float64)
         return 0.5 * x * (1 + erf)

@@ -199,7 +199,7 @@ WRONG = {
     "n_head": ("3", "n_head is '3', expected an integer"),
     "n_inner": (True, "n_inner is True, expected an integer"),
     "multi_query": (1, "multi_query is 1, expected true or false"),
-    "activation_function": ("relu", "activation_function is 'relu', expected one of gelu_pytorch"),
+    "activation_function": ("silu", "activation_function is 'silu', expected one of gelu_pytorch"),
     "layer_norm_epsilon": (0, "layer_norm_epsilon is 0, expected a number above 0 and below 1"),
     "scale_attn_weights": (None, "scale_attn_weights is None, expected true or false"),
     "scale_attn_by_inverse_layer_idx": (True, "but only model_type gpt2 has it"),
