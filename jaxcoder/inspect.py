@@ -110,8 +110,8 @@ def logit_lens(
         large: 164M parameters, 1,024 tokens, 4.2 GB.
 
     Returns:
-      float32 [L + 1, B, P, V]: of the embedding, then of the stream after each of the L blocks. The
-      last of them are the model's logits.
+      float32 [L + 1, B, T, V], T the chosen positions: of the embedding, then of the stream after
+      each of the L blocks. The last of them are the model's logits.
 
     Raises:
       ValueError: as `run`, or a position outside of the tokens.
