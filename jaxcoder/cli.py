@@ -7,8 +7,6 @@ one line, wrong usage in tyro's box.
 
 import dataclasses
 import json
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,85 +15,16 @@ from typing import Annotated, Any, Literal, TextIO
 
 import tyro
 
-from .arguments import check_count, check_stop
 from .completion import Completion
-from .devices import default_device
 from .diagnostics import say
 from .durable import replace_file
-from .generator import Generator
 from .info import describe, format_description
 from .invocation import command_line
 from .loss_views import to_html, to_json, to_table, to_terminal
-from .sampling import sampling_params
+from .options import DEFAULT_MODEL, DEFAULT_SAMPLING, Model, Sampling
 from .showcase import showcase
+from .streams import read_standard_input, read_text, standard_output, write, write_pieces
 from .token_losses import token_losses
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and in which dtype."""
-
-    model: str | None = None
-    """A local folder or a Hub id such as bigcode/tiny_starcoder_py; by default the small demo model
-    inside the package."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on TPUs and recent GPUs, else float32."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
-    local_files_only: bool = False
-    """Use what the Hub's cache holds; never the network."""
-
-    def load(self) -> Generator:
-        """The model, loaded."""
-        default_device()  # JAX's own error for a platform it cannot start is a traceback
-        return Generator.from_pretrained(
-            self.model,
-            dtype=self.dtype,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
-        )
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are drawn."""
-
-    max_new_tokens: int = 128
-    """At most this many new tokens."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int | None = None
-    """Keep the k likeliest tokens."""
-    top_p: float | None = None
-    """Keep the smallest set of likeliest tokens with this probability together."""
-    repetition_penalty: float = 1.0
-    """Above 1: make tokens already seen less likely."""
-    seed: int = 0
-    """Same seed, same text."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """End the text before this string."""
-    n: int = 1
-    """Completions to draw; several need --json, and a temperature above 0."""
-
-    def arguments(self) -> dict[str, Any]:
-        """What one completion is drawn with: all but n."""
-        return {name: value for name, value in vars(self).items() if name != "n"}
-
-    def check(self, *, as_json: bool) -> None:
-        """Refuse values out of range before a model is fetched and loaded."""
-        if check_count("n", self.n, least=1) > 1 and not as_json:
-            raise ValueError(f"n is {self.n}, and several completions need --json; add it")
-        check_count("max_new_tokens", self.max_new_tokens, least=0)
-        check_stop(self.stop)
-        sampling_params(
-            1,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-        )
-
 
 # Plain `str | None` would read the prompt "None" as no prompt at all.
 Text = Annotated[
@@ -108,8 +37,6 @@ Text = Annotated[
         str_from_instance=lambda value: [str(value)],
     ),
 ]
-Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
-Sampling = Annotated[SamplingOptions, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -124,8 +51,8 @@ class Complete:
     """Read special tokens, such as <fim_prefix>, that the prompt spells."""
     json: bool = False
     """Print JSON: text, tokens, logprobs, finish_reason and timings; a list of n with --n."""
-    model: Model = ModelOptions()
-    sampling: Sampling = SamplingOptions()
+    model: Model = DEFAULT_MODEL
+    sampling: Sampling = DEFAULT_SAMPLING
 
     def run(self) -> None:
         """Print the text, or its JSON."""
@@ -135,13 +62,13 @@ class Complete:
         if self.prompt is not None:
             prompt = self.prompt
         else:
-            prompt = _read(self.file) if self.file else _read_stdin()
+            prompt = read_text(self.file) if self.file else read_standard_input()
         generator = self.model.load()
         arguments = self.sampling.arguments() | {"special": self.special}
         if self.json:
             _print_json(generator.generate(prompt, n=self.sampling.n, **arguments))
         else:
-            _print_pieces(generator.stream(prompt, **arguments))
+            write_pieces(generator.stream(prompt, **arguments))
 
 
 @dataclass(frozen=True)
@@ -164,8 +91,8 @@ class Infill:
     """Write the whole file back, atomically, and print nothing."""
     json: bool = False
     """Print what `complete --json` does, and what was trimmed."""
-    model: Model = ModelOptions()
-    sampling: Sampling = SamplingOptions()
+    model: Model = DEFAULT_MODEL
+    sampling: Sampling = DEFAULT_SAMPLING
 
     def run(self) -> None:
         """Print the middle, the whole file or JSON, or write the file."""
@@ -184,7 +111,7 @@ class Infill:
         if self.in_place and self.file is not None:
             middle = generator.infill(prefix, suffix, mode=self.mode, **arguments)
             _say_trimmed(middle.trimmed)
-            if _read(self.file) != prefix + suffix:
+            if read_text(self.file) != prefix + suffix:
                 raise ValueError(
                     f"{self.file}: was changed while the middle was written; it is left as "
                     "it is now. Run the command again"
@@ -196,7 +123,7 @@ class Infill:
         )
         _say_trimmed(asked.trimmed)
         pieces = generator.stream(asked.tokens, **arguments)
-        _print_pieces(_surrounded(prefix, pieces, suffix) if self.full else pieces)
+        write_pieces(_surrounded(prefix, pieces, suffix) if self.full else pieces)
 
     def _sides(self) -> tuple[str, str]:
         between = self.prefix_file is not None or self.suffix_file is not None
@@ -205,11 +132,11 @@ class Infill:
         if self.file is not None:
             if self.at is None:
                 raise ValueError("--at LINE:COL is missing: the place of the hole in FILE")
-            return split_at(_read(self.file), self.at)
+            return split_at(read_text(self.file), self.at)
         if self.at is not None:
             raise ValueError("--at goes with FILE, not with --prefix-file and --suffix-file")
-        prefix = _read(self.prefix_file) if self.prefix_file else ""
-        return prefix, _read(self.suffix_file) if self.suffix_file else ""
+        prefix = read_text(self.prefix_file) if self.prefix_file else ""
+        return prefix, read_text(self.suffix_file) if self.suffix_file else ""
 
 
 @dataclass(frozen=True)
@@ -223,13 +150,13 @@ class Loss:
     """Write a page here instead, over a file that is there."""
     json: bool = False
     """Print one JSON object: tokens, texts, losses in nats, total, bits_per_byte."""
-    model: Model = ModelOptions()
+    model: Model = DEFAULT_MODEL
 
     def run(self) -> None:
         """Print or write the view."""
         if self.html is not None and self.json:
             raise ValueError("both --html and --json were given; give one")
-        text = _read(self.file)
+        text = read_text(self.file)
         if not text:
             raise ValueError(f"{self.file}: is empty, expected text to take the loss of")
         losses = token_losses(self.model.load(), text)
@@ -237,22 +164,22 @@ class Loss:
             replace_file(self.html, to_html(losses).encode())
             say(f"jaxcoder: {self.html}: the page, for a browser")
         elif self.json:
-            _write(to_json(losses))
+            write(to_json(losses))
         else:
-            _write((to_terminal if _standard_output().isatty() else to_table)(losses))
+            write((to_terminal if standard_output().isatty() else to_table)(losses))
 
 
 @dataclass(frozen=True)
 class Demo:
     """Show a completion, an infill in its place, and the speed."""
 
-    model: Model = ModelOptions()
+    model: Model = DEFAULT_MODEL
 
     def run(self) -> None:
         """Show it."""
         showcase(
             self.model.load(),
-            _write,
+            write,
             command=command_line(),
             is_demo_model=self.model.model is None,
         )
@@ -266,12 +193,12 @@ class Info:
     """Tokens of context to state the cache's memory for; by default all positions."""
     json: bool = False
     """Print one JSON object."""
-    model: Model = ModelOptions()
+    model: Model = DEFAULT_MODEL
 
     def run(self) -> None:
         """Print it."""
         description = describe(self.model.load(), context=self.context)
-        _write((json.dumps(description) if self.json else format_description(description)) + "\n")
+        write((json.dumps(description) if self.json else format_description(description)) + "\n")
 
 
 def split_at(text: str, at: str) -> tuple[str, str]:
@@ -303,65 +230,13 @@ def _surrounded(prefix: str, pieces: Iterator[str], suffix: str) -> Iterator[str
     yield suffix
 
 
-def _read(path: Path) -> str:
-    try:
-        # newline="" keeps \r\n as it is: the file is written back as it was.
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except UnicodeDecodeError as exc:
-        raise ValueError(f"{path}: byte {exc.start} is not UTF-8; convert the file first") from exc
-    except OSError as exc:
-        raise ValueError(f"{path}: cannot be read ({exc.strerror})") from exc
-
-
-def _read_stdin() -> str:
-    if sys.stdin is None:
-        raise ValueError("standard input is closed; give a prompt or --file")
-    if sys.stdin.isatty():
-        say("jaxcoder: type the prompt, end it with Ctrl-D")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as exc:
-        raise ValueError(f"standard input: byte {exc.start} is not UTF-8") from exc
-
-
-def _print_pieces(pieces: Iterator[str]) -> None:
-    """Exactly the text, piece by piece; a newline ends it on a terminal."""
-    last = ""
-    for piece in pieces:
-        _write(piece)
-        last = piece or last
-    if _standard_output().isatty() and not last.endswith("\n"):
-        _write("\n")
-
-
-def _write(text: str) -> None:
-    """Put `text` on standard output at once, as UTF-8 whatever the locale."""
-    output = _standard_output()
-    try:
-        output.buffer.write(text.encode())
-        output.buffer.flush()
-    except OSError as exc:
-        # Python would try once more at exit, and complain in words of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-        if isinstance(exc, BrokenPipeError):  # the reader has gone, as `| head` does
-            raise SystemExit(1) from None
-        raise ValueError(f"standard output: cannot be written ({exc.strerror})") from exc
-
-
-def _standard_output() -> TextIO:
-    if sys.stdout is None:
-        raise ValueError("standard output is closed; give the text somewhere to go")
-    return sys.stdout
-
-
 def _print_json(completions: Completion | list[Completion]) -> None:
     def fields(completion: Completion) -> dict[str, Any]:
         return dataclasses.asdict(completion) | {"timings": completion.timings._asdict()}
 
     is_single = isinstance(completions, Completion)
     shown = fields(completions) if is_single else [fields(each) for each in completions]
-    _write(json.dumps(shown) + "\n")
+    write(json.dumps(shown) + "\n")
 
 
 def _say_trimmed(trimmed: tuple[int, int]) -> None:

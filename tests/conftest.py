@@ -6,9 +6,11 @@ some are ignored, which a run heeds and the tests of its signals would fail by. 
 all of it.
 """
 
+import gc
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,15 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+import jax
+
 from jaxcoder.config import ModelConfig
 
 PROJECT = Path(__file__).resolve().parent.parent
 PARITY_MODULES = ("torch", "transformers")
+
+# Linux allows a process 65,530; test_generate.py takes 7,000.
+MOST_MAPPINGS = 30_000
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -35,6 +42,20 @@ def shared_data() -> Path:
             "../shared/data is absent: this test reads the StarCoder tokenizer and HumanEval"
         )
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Forget compiled programs before there are too many.
+
+    XLA's CPU backend maps memory for each of them, and crashed, compiling, where Linux allows a
+    process no more mappings.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,8 @@ LIBRARY = {
         "sampling model generate completion row_decoder",
         "jax numpy",
     ),
+    "options": Allowed("arguments devices generator sampling", "tyro"),
+    "streams": Allowed("diagnostics"),
     "showcase": Allowed("generator", "jax"),
     "activations": Allowed("cache config model products", "jax flax"),
     "token_losses": Allowed("generate generator model", "jax numpy"),

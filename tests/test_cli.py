@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jaxcoder import Completion, Generator, Timings, cli, durable
+from jaxcoder import Completion, Generator, Timings, cli, durable, options, streams
 from jaxcoder.cli import split_at
 from jaxcoder.devices import announce
 from jaxcoder.diagnostics import say
@@ -213,7 +213,7 @@ def test_each_piece_is_shown_before_the_next_is_made(
             yield piece
             shown.append(capsysbinary.readouterr().out)
 
-    cli._print_pieces(pieces())
+    streams.write_pieces(pieces())
     assert shown == [b"a", "😀".encode(), b"\n"]
 
 
@@ -221,10 +221,10 @@ def test_each_piece_is_shown_before_the_next_is_made(
 def test_only_a_terminal_gets_a_closing_newline(
     capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    cli._print_pieces(iter([text, ""]))
+    streams.write_pieces(iter([text, ""]))
     assert capsysbinary.readouterr().out == text.encode()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli._print_pieces(iter([text, ""]))
+    streams.write_pieces(iter([text, ""]))
     assert capsysbinary.readouterr().out == text.removesuffix("\n").encode() + b"\n"
 
 
@@ -403,13 +403,13 @@ def test_infill_between_two_files(
     before, after = tmp_path / "before", tmp_path / "after"
     before.write_bytes(PREFIX.encode())
     after.write_bytes(SUFFIX.encode())
-    for prefix, suffix, options in (
+    for prefix, suffix, words in (
         (PREFIX, SUFFIX, ["--prefix-file", before, "--suffix-file", after]),
         (PREFIX, "", ["--prefix-file", before]),
         ("", SUFFIX, ["--suffix-file", after]),
     ):
         middle = generator.infill(prefix, suffix, max_new_tokens=8).text
-        result = run("infill", *options, "--max-new-tokens", "8")
+        result = run("infill", *words, "--max-new-tokens", "8")
         assert result == (0, middle.encode(), "")
 
 
@@ -738,7 +738,7 @@ def test_in_place_does_not_overwrite_what_was_edited_meanwhile(
             file.write_text("a = 2\n")
             return Completion("x", [], [], "eos", Timings(0, 0, 0))
 
-    monkeypatch.setattr(cli.ModelOptions, "load", lambda self: Editing())
+    monkeypatch.setattr(options.ModelOptions, "load", lambda self: Editing())
     result = run("infill", str(file), "--at", "1:1", "--in-place")
     assert result.status == 2
     assert "was changed while" in result.err
