@@ -122,6 +122,8 @@ def test_every_number_has_a_rule(value: object) -> None:
         ("compute.dtype", "float16", "auto or float32 or bfloat16"),
         ("seed", 2**32, "an integer from 0 to 4294967295"),
         ("batch.seq_len", 22, "at least 23, of which 20 are kept for fill-in-the-middle"),
+        ("batch.piece_tokens", (64, 3), "integers of 4 or more"),
+        ("batch.piece_tokens", (64, 8.0), "integers of 4 or more"),
         ("shape.vocab_size", 274, "at least 275: 19 special tokens and 256 bytes"),
         ("revision", "main", "--model with them"),
         ("fresh", True, "--model with them"),
@@ -157,6 +159,19 @@ def test_a_loss_on_middles_needs_middles() -> None:
     assert "nothing would count" in message_of(bad)
     check_config(changed(GOOD, "batch.loss", "middle"))
     check_config(changed(GOOD, "fim.rate", 0.0))
+
+
+def test_pieces_are_cut_where_documents_are() -> None:
+    bad = changed(changed(GOOD, "batch.piece_tokens", (64,)), "fim.level", "document")
+    assert "batch.piece_tokens: (64,) with fim.level 'document'" in message_of(bad)
+    check_config(changed(GOOD, "batch.piece_tokens", (4, 64)))
+    check_config(changed(GOOD, "fim.level", "document"))
+
+
+def test_a_middle_weighs_more_than_something_else() -> None:
+    bad = changed(changed(GOOD, "batch.middle_weight", 2.0), "batch.loss", "middle")
+    assert "batch.middle_weight: 2.0 with batch.loss 'middle'" in message_of(bad)
+    check_config(changed(GOOD, "batch.middle_weight", 2.0))
 
 
 def test_a_model_may_be_had_in_a_revision() -> None:

@@ -19,7 +19,7 @@ from train.config import BatchConfig, ComputeConfig, FimConfig, TrainConfig
 from train.data import Batch, BatchSource
 from train.fim import make_example, unpermute
 from train.packing import Row
-from train.pieces import cut_pieces, piece_ids
+from train.pieces import RESERVE, cut_pieces, piece_ids
 
 TEXTS = generated_documents(40, seed=1)
 CONFIG = TrainConfig(
@@ -102,6 +102,19 @@ def test_an_epoch_shows_every_piece_once_and_no_row_is_dropped(tokenizer: Tokeni
     ]
     assert all(sorted(epoch) == list(range(source.pieces_per_epoch)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2], "the order is another in every epoch"
+
+
+def test_short_pieces_share_a_row_and_lose_nothing(tokenizer: Tokenizer) -> None:
+    """Each is permuted by itself: with pieces of 8 and 16 tokens, there are more sentinels."""
+    pieces = dataclasses.replace(CONFIG.batch, piece_tokens=(8, 16))
+    short = source_of(tokenizer, dataclasses.replace(config_of(rate=1.0), batch=pieces))
+    rows = [short.row(number)[0] for number in range(short.rows_per_epoch)]
+    segments = [segment for row in rows for segment in segments_of(row)]
+    assert all(len(segment) <= 16 + RESERVE for segment in segments)
+    characters = Counter("".join(unpermute(segment, tokenizer) for segment in segments))
+    assert characters == Counter("".join(TEXTS))
+    long = source_of(tokenizer, config_of(rate=1.0))
+    assert short.pieces_per_epoch > 2 * long.pieces_per_epoch
 
 
 def test_each_epoch_cuts_anew(tokenizer: Tokenizer) -> None:
@@ -295,7 +308,7 @@ def chunks_of_epoch(source: BatchSource) -> tuple[dict[int, list[int]], dict[int
         assert not overflows
         for segment, piece in enumerate(pieces, start=1):
             ids[piece] = row.tokens[row.segment_ids == segment].tolist()
-            counted = row.loss_mask & (row.segment_ids[1:] == segment)
+            counted = (row.loss_mask > 0) & (row.segment_ids[1:] == segment)
             learnt[piece] = row.tokens[1:][counted].tolist()
     return ids, learnt
 

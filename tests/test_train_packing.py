@@ -78,7 +78,7 @@ def test_separate_documents_start_anew_and_padding_is_no_segment() -> None:
     assert row.tokens.tolist() == [5, 6, 0, 7, 8, 9, 0, 0, 0, 0, 0, 0]
     assert row.segment_ids.tolist() == [1, 1, 1, 2, 2, 3, 0, 0, 0, 0, 0, 0]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert [array.dtype for array in row] == [np.int32, np.int32, np.int32, bool]
+    assert [array.dtype for array in row] == [np.int32, np.int32, np.int32, np.float32]
 
 
 def test_the_mask_goes_by_segment_and_never_by_id() -> None:
@@ -111,9 +111,15 @@ def test_loss_on_the_middle_counts_its_tokens_and_eos_alone(documents: str) -> N
     """Targets: of 1 40 3 41 2 42 43 0 those are 42 43 0, predicted from the position before."""
     example = permuted(1, 40, 3, 41, 2, 42, 43, 0, middle=3)
     row = row_of([plain(5, 0), example], dataclasses.replace(MIDDLE, documents=documents))
-    targets = row.tokens[1:][row.loss_mask]
+    targets = row.tokens[1:][row.loss_mask == 1]
     assert targets.tolist() == [42, 43, 0]
     assert np.flatnonzero(row.loss_mask).tolist() == [6, 7, 8]
+
+
+def test_a_middles_weight_is_that_of_its_tokens_and_eos_alone() -> None:
+    config = BatchConfig(middle_weight=2.5)
+    row = row_of([plain(5, 0), permuted(1, 40, 3, 41, 2, 42, 43, 0, middle=3)], config)
+    assert row.loss_mask.tolist() == [1, 0, 1, 1, 1, 1, 2.5, 2.5, 2.5, 0, 0]
 
 
 def test_an_empty_middle_leaves_its_eos() -> None:

@@ -16,6 +16,7 @@ from train.pieces import (
     chunk_number,
     cut_pieces,
     piece_ids,
+    piece_limits,
     plan_chunks,
 )
 
@@ -68,6 +69,31 @@ def test_a_short_document_is_one_piece_and_an_empty_one_none(tokenizer: Tokenize
     assert pieces.document.tolist() == [0, 2, 2, 3]
     assert pieces.start.tolist() == [0, 0, LIMIT, 0]
     assert pieces.stop.tolist() == [LIMIT, LIMIT, LIMIT + 1, 1]
+
+
+def test_each_document_is_cut_at_its_own_length_or_the_rows(tokenizer: Tokenizer) -> None:
+    """Of three documents of one text, the last may be longer than a row holds."""
+    store = store_of(["a" * 30] * 3, tokenizer)
+    limits = np.array([4, 9, LIMIT + 5])
+    pieces = cut_pieces(store, np.arange(3), window=WINDOW, tokenizer=tokenizer, limits=limits)
+    lengths = pieces.stop - pieces.start
+    assert [lengths[pieces.document == number].max() for number in (0, 1, 2)] == [4, 9, LIMIT]
+    for number in (0, 1, 2):
+        of_document = pieces.document == number
+        assert pieces.stop[of_document].tolist()[:-1] == pieces.start[of_document].tolist()[1:]
+        assert pieces.stop[of_document][-1] == 30
+
+
+def test_lengths_are_drawn_by_document_alone() -> None:
+    """Whatever other documents there are, so that a split or an order changes no document's."""
+    documents = np.arange(3000)
+    limits = piece_limits(documents, (64, 128, 128), seed=0)
+    assert limits is not None
+    assert set(limits.tolist()) == {64, 128}
+    assert 0.63 < np.mean(limits == 128) < 0.70, "each entry as often: two thirds"
+    assert np.array_equal(piece_limits(documents[::-7], (64, 128, 128), seed=0), limits[::-7])
+    assert not np.array_equal(piece_limits(documents, (64, 128, 128), seed=1), limits)
+    assert piece_limits(documents, (), seed=0) is None
 
 
 def test_only_the_chosen_documents_are_cut(tokenizer: Tokenizer) -> None:

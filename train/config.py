@@ -82,6 +82,10 @@ class BatchConfig:
     """Attention and positions start anew at each document, or run on as in BigCode's training."""
     loss: Literal["all", "middle"] = "all"
     """Tokens that count: all of them, or the middles of permuted pieces alone."""
+    middle_weight: float = 1.0
+    """How much a token of a middle counts in the mean, others count 1."""
+    piece_tokens: tuple[int, ...] = ()
+    """Longest pieces, one length drawn for each document; empty: as long as a row holds."""
 
 
 @dataclass(frozen=True)

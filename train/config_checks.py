@@ -9,7 +9,7 @@ from jaxcoder.errors import ConfigError
 from jaxcoder.problems import raise_if_any, shorten
 
 from .config import BatchConfig, LoraConfig, ShapeConfig, TrainConfig
-from .pieces import RESERVE, SHORTEST_WINDOW
+from .pieces import RESERVE, SHORTEST_PIECE, SHORTEST_WINDOW
 from .tokenizer_training import SMALLEST_VOCABULARY, SPECIAL_TOKENS
 
 
@@ -88,7 +88,9 @@ _FIELDS = {
     "seed": "seed",
     "share": "source.error_budget fim.rate fim.spm_rate fim.line_rate optimizer.final_lr_ratio",
     "below one": "source.validation_share shape.dropout optimizer.beta1 optimizer.beta2",
-    "positive": "optimizer.peak_lr optimizer.epsilon optimizer.clip_norm lora.alpha",
+    "positive": """
+        optimizer.peak_lr optimizer.epsilon optimizer.clip_norm lora.alpha batch.middle_weight
+    """,
     "not negative": "optimizer.weight_decay optimizer.z_loss",
 }
 
@@ -104,6 +106,7 @@ def config_problems(config: TrainConfig) -> Iterator[str]:
                 yield f"{name}: {shorten(value)}, expected {expected}"
     yield from _choice_problems(config, "")
     yield from _batch_problems(config.batch)
+    yield from _piece_problems(config)
     if not config.model:
         yield from _shape_problems(config)
     yield from _relation_problems(config)
@@ -149,6 +152,25 @@ def _batch_problems(batch: BatchConfig) -> Iterator[str]:
         yield (
             f"batch.accumulation: {batch.accumulation}, expected a divisor of "
             f"batch.size {batch.size}"
+        )
+
+
+def _piece_problems(config: TrainConfig) -> Iterator[str]:
+    batch = config.batch
+    if not all(_is_count(length) and length >= SHORTEST_PIECE for length in batch.piece_tokens):
+        yield (
+            f"batch.piece_tokens: {shorten(batch.piece_tokens)}, expected integers of "
+            f"{SHORTEST_PIECE} or more"
+        )
+    if batch.piece_tokens and config.fim.level == "document":
+        yield (
+            f"batch.piece_tokens: {shorten(batch.piece_tokens)} with fim.level 'document', "
+            "expected none: there, documents are permuted whole; set fim.level to 'context'"
+        )
+    if batch.middle_weight != 1 and batch.loss == "middle":
+        yield (
+            f"batch.middle_weight: {batch.middle_weight!r} with batch.loss 'middle', expected 1: "
+            "nothing else counts"
         )
 
 

@@ -23,6 +23,7 @@ from .pieces import (
     cut_pieces,
     document_length,
     piece_ids,
+    piece_limits,
     plan_chunks,
 )
 from .token_store import TokenStore, document_ids
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
       tokens: int32 [B, T + 1].
       segment_ids: int32 [B, T + 1], 0 for padding.
       positions: int32 [B, T + 1].
-      loss_mask: float32 [B, T], 1 where ``tokens[:, t + 1]`` counts; it may be 0 everywhere.
+      loss_mask: float32 [B, T], how much ``tokens[:, t + 1]`` counts; it may be 0 everywhere.
     """
 
     tokens: np.ndarray
@@ -84,7 +85,10 @@ class BatchSource:
         if config.fim.level == "document":
             self._pieces = plan_chunks(store, documents, window=self._window)
         else:
-            self._pieces = cut_pieces(store, documents, window=self._window, tokenizer=tokenizer)
+            limits = piece_limits(documents, config.batch.piece_tokens, seed=config.seed)
+            self._pieces = cut_pieces(
+                store, documents, window=self._window, tokenizer=tokenizer, limits=limits
+            )
         if not len(self._pieces.document):
             raise ConfigError(
                 f"data: {config.data!r} has no tokens for {split}, expected some; add documents "
@@ -115,7 +119,7 @@ class BatchSource:
             *(self.row(number) for number in range(step * size, (step + 1) * size)), strict=True
         )
         tokens, segment_ids, positions, loss_mask = map(np.stack, zip(*rows, strict=True))
-        batch = Batch(tokens, segment_ids, positions, loss_mask.astype(np.float32))
+        batch = Batch(tokens, segment_ids, positions, loss_mask)
         return batch, Contents(list(pieces), sum(overflows))
 
     def row(self, number: int) -> tuple[Row, list[int], int]:

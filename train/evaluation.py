@@ -62,7 +62,7 @@ class Validation:
         plain = dataclasses.replace(
             config,
             fim=dataclasses.replace(config.fim, rate=0.0),
-            batch=dataclasses.replace(config.batch, loss="all", size=rows),
+            batch=dataclasses.replace(config.batch, loss="all", piece_tokens=(), size=rows),
         )
         self._batches: list[Batch] = []
         if len(documents):

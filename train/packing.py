@@ -42,7 +42,7 @@ class Row(NamedTuple):
       tokens: int32 [T + 1].
       segment_ids: int32 [T + 1], 1 and up for what sees each other, 0 for padding.
       positions: int32 [T + 1].
-      loss_mask: bool [T], whether the token after position t counts.
+      loss_mask: float32 [T], how much the token after position t counts, 0 if it does not.
     """
 
     tokens: np.ndarray
@@ -127,7 +127,7 @@ def pack_row(examples: Sequence[Example], window: int, *, config: BatchConfig, p
         )
     tokens = np.full(window, pad_id, np.int32)
     segment_ids, positions = np.zeros(window, np.int32), np.zeros(window, np.int32)
-    counts = np.zeros(window, bool)
+    counts = np.zeros(window, np.float32)
     start = 0
     filled = (example for example in examples if len(example.ids))
     for segment, example in enumerate(filled, start=1):
@@ -135,11 +135,13 @@ def pack_row(examples: Sequence[Example], window: int, *, config: BatchConfig, p
         tokens[start:stop] = example.ids
         segment_ids[start:stop] = segment
         positions[start:stop] = np.arange(stop - start)
-        first, last = example.middle if config.loss == "middle" else (0, len(example.ids))
-        counts[start + first : start + last] = True
+        if config.loss == "all":
+            counts[start:stop] = 1
+        first, last = example.middle
+        counts[start + first : start + last] = config.middle_weight
         start = stop
     if config.documents == "joined":
         segment_ids[:start] = 1
         positions[:start] = np.arange(start)
     same_segment = segment_ids[1:] == segment_ids[:-1]
-    return Row(tokens, segment_ids, positions, counts[1:] & same_segment)
+    return Row(tokens, segment_ids, positions, counts[1:] * same_segment)

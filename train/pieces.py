@@ -17,9 +17,13 @@ from .token_store import TokenStore, document_ids
 RESERVE = 20
 """Tokens of room beside the stored ones: 3 sentinels, eos, and 16 for cuts tokenised again."""
 
+_LIMITS = 4  # sets these draws apart from others made with the same seed
 _MOST_BACK = 3  # a character of UTF-8 has four bytes at most, so four tokens
 
-SHORTEST_WINDOW = RESERVE + _MOST_BACK + 1
+SHORTEST_PIECE = _MOST_BACK + 1
+"""Longest tokens of a piece below which a cut need not find a character's start."""
+
+SHORTEST_WINDOW = RESERVE + SHORTEST_PIECE
 """Tokens of a row, T + 1, below which it need not have room for a piece."""
 
 
@@ -38,8 +42,29 @@ class Pieces(NamedTuple):
     room: np.ndarray
 
 
+def piece_limits(
+    document_indices: np.ndarray, lengths: Sequence[int], *, seed: int
+) -> np.ndarray | None:
+    """The longest piece of each document, int64 [documents], drawn from `lengths`; None: no limit.
+
+    The draw follows from the seed and the document's number alone.
+    """
+    if not lengths:
+        return None
+    bits = [
+        np.random.SeedSequence((_LIMITS, seed, int(document))).generate_state(1, np.uint64)[0]
+        for document in document_indices
+    ]
+    return np.asarray(lengths, np.int64)[[int(bit) * len(lengths) >> 64 for bit in bits]]
+
+
 def cut_pieces(
-    store: TokenStore, document_indices: np.ndarray, *, window: int, tokenizer: Tokenizer
+    store: TokenStore,
+    document_indices: np.ndarray,
+    *,
+    window: int,
+    tokenizer: Tokenizer,
+    limits: np.ndarray | None = None,
 ) -> Pieces:
     """Cut documents into pieces of at most `window` - `RESERVE` stored tokens.
 
@@ -51,14 +76,17 @@ def cut_pieces(
       document_indices: int64 [documents], which of them.
       window: tokens of a row, T + 1.
       tokenizer: tells where characters start.
+      limits: int64 [documents], the most tokens of a piece of each, if fewer than a row holds.
 
     Raises:
       ValueError: a window too short for the reserve.
       ConfigError: from `document_ids`.
     """
-    limit = _checked(window) - RESERVE
+    longest = _checked(window) - RESERVE
+    if limits is None:
+        limits = np.full(len(document_indices), longest)
     borders = []
-    for document in document_indices:
+    for document, limit in zip(document_indices, np.minimum(limits, longest).tolist(), strict=True):
         length = document_length(store, document)
         if length <= limit:
             borders.append([0, length])

@@ -87,7 +87,8 @@ class Metrics(NamedTuple):
     """What a step reports."""
 
     loss: Array
-    """float32 []: mean over the tokens that count, nats, the z-loss with it; 0 where none does."""
+    """float32 []: mean over the tokens that count, each by its weight in the mask, nats, the z-loss
+    with it; 0 where none does."""
     tokens: Array
     """float32 []: sum of the loss mask."""
     grad_norm: Array
