@@ -29,7 +29,7 @@ BASE := $(if $(filter cpu,$(ACCEL)),.,.[$(ACCEL)])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs notebooks help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format wheel-check bench install clean FORCE
+.PHONY: docs notebooks help demo train test test-nightly test-tpu-plan tpu-plan-tests lint format wheel-check notebooks-check bench install clean FORCE
 
 help:
 	@echo "make demo          the small model inside completes and infills; the first run installs, minutes"
@@ -40,6 +40,7 @@ help:
 	@echo "make lint          ruff: rules and formatting; pyrefly: types; changes nothing"
 	@echo "make format        ruff: apply both"
 	@echo "make wheel-check   the wheel alone, in an environment of its own, runs the demo; needs an index"
+	@echo "make notebooks-check  the notebooks' first cell beside preinstalled versions; needs an index"
 	@echo "make docs          write docs/api from the docstrings"
 	@echo "make notebooks     write colab/*.ipynb and the badges from their sources"
 	@echo "make bench         one benchmark; BENCH=$(BENCH)"
@@ -94,6 +95,10 @@ lint: $(VENV)/dev.stamp
 # Builds the wheel, installs it into a bare environment and runs the demo from there.
 wheel-check: | $(RUN)
 	@$(RUN) tests/wheel_check.py $(PINS)
+
+# JAX_VERSION, FLAX_VERSION and EXTRA_PINS are what is preinstalled there.
+notebooks-check: $(VENV)/test.stamp
+	@PYTHONPATH=. $(RUN) tests/notebooks_check.py $(PINS)
 
 format: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check --fix .

@@ -22,23 +22,24 @@ import jax
 from jaxcoder.devices import checked_device
 
 device = checked_device()
-is_cpu = device.platform == "cpu"
 print(
     f"{device.platform}: {device.device_kind}, {jax.device_count()} of them, jax {jax.__version__}"
 )
 
 # %% [markdown]
-# **Model.** On a CPU, and without a network, it is the demo model inside the package. Elsewhere
-# it is downloaded, 657 MB; those weights are under the
+# **Model.** Left empty, it is the demo model inside the package on a CPU, and elsewhere the
+# published one, a download of 657 MB; without a network it is the demo model there too. The
+# published weights are under the
 # [BigCode OpenRAIL-M licence](https://huggingface.co/spaces/bigcode/bigcode-model-license-agreement),
 # which restricts what they, and what is trained from them, may be used for.
 
 # %%
-from colab.models import model_or_demo
+from colab.models import PUBLISHED, embedded_demo, model_or_demo
 from jaxcoder import Generator
 
-MODEL = "bigcode/tiny_starcoder_py"  # @param {type: "string"}
-folder = model_or_demo("" if is_cpu else MODEL)
+MODEL = ""  # @param {type: "string"}
+folder = model_or_demo(MODEL or ("" if device.platform == "cpu" else PUBLISHED))
+is_demo = folder == embedded_demo()
 
 # %% [markdown]
 # **Settings.** `DATA` is a folder of Python files, by default this library's own code. `RUN` keeps
@@ -60,8 +61,8 @@ config = TrainConfig(
     out=RUN,
     model=str(folder),
     source=SourceConfig(validation_share=0.1),
-    batch=BatchConfig(size=8, seq_len=256 if is_cpu else 2048, accumulation=1 if is_cpu else 8),
-    optimizer=OptimizerConfig(peak_lr=1e-3 if is_cpu else 1e-4, warmup_steps=STEPS // 10),
+    batch=BatchConfig(size=8, seq_len=256 if is_demo else 2048, accumulation=1 if is_demo else 8),
+    optimizer=OptimizerConfig(peak_lr=1e-3 if is_demo else 1e-4, warmup_steps=STEPS // 10),
     loop=LoopConfig(steps=STEPS, eval_every=STEPS // 2, save_every=STEPS // 4),
 )
 

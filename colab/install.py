@@ -39,9 +39,10 @@ def install(checkout: Path) -> None:
     before = installed()
     _check_versions(project, before)
     missing = [need for need in requirements(project) if canonicalize_name(need.name) not in before]
-    output = _run_pip(missing, before) if missing else ""
+    failure = _run_pip(missing, before) if missing else ""
     importlib.invalidate_caches()
     after = installed()
+    added = [f"{name} {after[name]}" for name in sorted(after.keys() - before.keys())]
     changes = [
         f"{name} {version} -> {after.get(name, 'removed')}"
         for name, version in before.items()
@@ -51,13 +52,13 @@ def install(checkout: Path) -> None:
         raise RuntimeError(
             f"pip changed what was installed: {', '.join(changes)}; take a new runtime"
         )
-    absent = [need for need in missing if canonicalize_name(need.name) not in after]
-    if absent:
+    if failure:
+        asked = ", ".join(map(str, missing))
+        beside = f"; it did add {', '.join(added)}" if added else ""
         raise RuntimeError(
-            f"pip cannot add {', '.join(map(str, absent))} beside what is installed; nothing was "
-            f"changed. It says:\n{output.strip()}"
+            f"pip cannot add {asked} beside what is installed; nothing was changed{beside}. It says:"
+            f"\n{failure}"
         )
-    added = [f"{name} {after[name]}" for name in sorted(after.keys() - before.keys())]
     print(f"added: {', '.join(added) or 'nothing'}; {len(before)} packages stay as they were")
 
 
@@ -99,7 +100,7 @@ def _check_versions(project: Mapping[str, Any], before: Mapping[str, str]) -> No
 
 
 def _run_pip(missing: Sequence[Requirement], before: Mapping[str, str]) -> str:
-    """Let pip add `missing`, bound to the versions `before`; returns what it said."""
+    """Let pip add `missing`, bound to the versions `before`; what it said if it failed, or ""."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         lines = [f"{name}=={version}\n" for name, version in before.items() if _is_valid(version)]
@@ -108,7 +109,7 @@ def _run_pip(missing: Sequence[Requirement], before: Mapping[str, str]) -> str:
         command = [sys.executable, "-m", "pip", "install", *options, *map(str, missing)]
         # Not in the notebook's folder: its files could be imported in place of pip's.
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return result.stdout + result.stderr
+    return (result.stdout + result.stderr).strip() if result.returncode else ""
 
 
 def _is_valid(version: str) -> bool:

@@ -4,6 +4,7 @@
 """
 
 import ast
+import dataclasses
 import itertools
 import json
 import re
@@ -11,14 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from colab import build, models
 from colab.disconnect import disconnect
-from jaxcoder.errors import CheckpointError
+from jaxcoder.errors import CheckpointError, ConfigError
 from jaxcoder.generator import embedded_demo
 from train.config import LoopConfig, TrainConfig
+from train.start_checks import check_start
 
 pytest.importorskip("jupytext", reason="`make test` installs it")
 
@@ -26,6 +29,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 ELSEWHERE = "https://github.com/somebody/something"
 MOST_LINES = 60
 """Of code, in all cells of a notebook together."""
+MOST_CELLS = 12
+"""Of code, in a notebook."""
 
 
 def cells(name: str, kind: str = "") -> list[dict]:
@@ -109,8 +114,9 @@ def test_command_writes_what_is_not_up_to_date() -> None:
 
 @pytest.mark.parametrize("name", build.NOTEBOOKS)
 def test_code_is_short(name: str) -> None:
-    count = sum(len(code_lines(cell)) for cell in cells(name, "code"))
-    assert 20 < count <= MOST_LINES
+    code = cells(name, "code")
+    assert 8 <= len(code) <= MOST_CELLS
+    assert 20 < sum(len(code_lines(cell)) for cell in code) <= MOST_LINES
 
 
 @pytest.mark.parametrize("name", build.NOTEBOOKS)
@@ -175,6 +181,28 @@ def test_demo_model_stands_in_for_no_other(tmp_path: Path) -> None:
     assert models.model_or_demo(str(tmp_path)) == tmp_path
     with pytest.raises(CheckpointError, match="no such folder"):
         models.model_or_demo(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_finetuning_settings_suit_the_model_that_is_there(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator without a network, rows of 2,048 were asked of the demo model's 512."""
+
+    def fail(model: str) -> Path:
+        raise CheckpointError(f"{model}: there is no connection")
+
+    monkeypatch.setattr(models, "resolve", fail)
+    names = {"device": SimpleNamespace(platform=platform)}
+    sources = ["".join(cell["source"]) for cell in cells("finetune_tpu", "code")]
+    for source in sources:
+        if "MODEL" in source or "TrainConfig" in source:
+            exec(source, names)
+    assert names["folder"] == embedded_demo()
+    check_start(names["config"])
+    longer = dataclasses.replace(names["config"].batch, seq_len=2048)
+    with pytest.raises(ConfigError, match="n_positions 512"):  # what the cell asked for
+        check_start(dataclasses.replace(names["config"], batch=longer))
 
 
 def wait_for_disconnection(run: Path, *, begun: bool, first_step: int) -> None:

@@ -170,6 +170,23 @@ def test_a_change_is_named(place: Place, tmp_path: Path) -> None:
     assert "pip changed what was installed: alpha 1.0 -> 3.0" in result.stderr
 
 
+def test_a_failure_is_told_though_all_names_are_there(place: Place, tmp_path: Path) -> None:
+    """pip's exit status counts: it may have failed over something that a package needs."""
+    (place.packages / "pip").mkdir()
+    (place.packages / "pip" / "__init__.py").touch()
+    (place.packages / "pip" / "__main__.py").write_text(
+        f"import pathlib\nfolder = pathlib.Path({str(place.packages)!r}) / 'beta-1.0.dist-info'\n"
+        "folder.mkdir()\n(folder / 'METADATA').write_text('Name: beta\\nVersion: 1.0\\n')\n"
+        "raise SystemExit('no room for gamma')",
+        encoding="utf-8",
+    )
+    result = first_cell(place, write_checkout(tmp_path / "checkout", "beta"))
+    assert "pip cannot add beta beside what is installed; nothing was changed; it did add beta" in (
+        result.stderr
+    )
+    assert "no room for gamma" in result.stderr
+
+
 def test_versions_that_pip_cannot_read_are_no_obstacle(place: Place, tmp_path: Path) -> None:
     """Debian's; and the remains of a removal, which have no name."""
     for folder, text in (("odd-1", "Name: odd\nVersion: 1-ubuntu~2\n"), ("~lpha-1", "")):

@@ -225,7 +225,7 @@ def test_help_is_the_default_and_needs_no_python(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     targets = (
         *("demo", "train", "test", "test-nightly", "test-tpu-plan"),
-        *("lint", "format", "docs", "wheel-check", "bench", "install", "clean"),
+        *("lint", "format", "docs", "wheel-check", "notebooks-check", "bench", "install", "clean"),
     )
     for target in targets:
         assert f"make {target} " in result.stdout

@@ -1,8 +1,9 @@
-"""What `make wheel-check` finds wrong with a wheel; the installation itself needs an index."""
+"""What `make wheel-check` and `make notebooks-check` find wrong; installing needs an index."""
 
 import zipfile
 from pathlib import Path
 
+import notebooks_check
 import pytest
 import wheel_check
 
@@ -56,5 +57,23 @@ def test_a_wrong_wheel_is_found(
 
 def test_a_step_that_fails_ends_the_check(tmp_path: Path) -> None:
     """With what it printed; and not in the environment that the check itself runs in."""
-    with pytest.raises(SystemExit, match=r"(?s)oh dear.*wheel-check: FAILED"):
-        wheel_check._run(["sh", "-c", "echo oh dear >&2; exit 3"], tmp_path)
+    with pytest.raises(SystemExit, match=r"(?s)sh -c .*oh dear.*: FAILED"):
+        wheel_check.run(["sh", "-c", "echo oh dear >&2; exit 3"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ({"jax": "0.10.2"}, "changed ['jax 0.7.2 -> 0.10.2'], not added []"),
+        ({"jax": None}, "changed ['jax 0.7.2 -> removed'], not added []"),
+        ({"tyro": None}, "changed [], not added ['tyro']"),
+    ],
+)
+def test_a_changed_installation_is_found(after: dict[str, str | None], words: str) -> None:
+    """The twin without a change passes."""
+    before, added = {"jax": "0.7.2"}, {"tyro": "1.0", "tensorboardx": "2.6"}
+    notebooks_check.check(before, before | added)
+    merged = before | added | after
+    with pytest.raises(SystemExit) as failed:
+        notebooks_check.check(before, {k: v for k, v in merged.items() if v is not None})
+    assert words in str(failed.value)

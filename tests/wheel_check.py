@@ -34,12 +34,12 @@ def main(requirements: list[str]) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="wheel-check-") as name:
         folder = Path(name).resolve()
-        python = _new_environment(folder / "environment")
+        python = new_environment(folder / "environment")
         wheel = _built(folder, python)
         problems = wheel_problems(wheel, PROJECT / "jaxcoder")
         if problems:
             raise SystemExit("wheel-check: " + "\nwheel-check: ".join(problems))
-        _run([python, "-m", "pip", "install", "--quiet", wheel, *requirements], folder)
+        run([python, "-m", "pip", "install", "--quiet", wheel, *requirements], folder)
         print(f"wheel: {wheel.name}, {_megabytes(wheel.stat().st_size)}")
         installed = next((folder / "environment").rglob("site-packages/jaxcoder"))
         print(f"installed: {_megabytes(_size(installed))}")
@@ -74,8 +74,9 @@ def wheel_problems(wheel: Path, source: Path) -> list[str]:
     ]
 
 
-def _new_environment(folder: Path) -> Path:
-    _run([sys.executable, "-m", "venv", folder], folder.parent)
+def new_environment(folder: Path) -> Path:
+    """Make an environment in `folder` with this interpreter; returns its own."""
+    run([sys.executable, "-m", "venv", folder], folder.parent)
     return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
@@ -88,7 +89,7 @@ def _built(folder: Path, python: Path) -> Path:
     for name in _BUILT_FROM:
         shutil.copy(PROJECT / name, tree)
     output = folder / "dist"
-    _run([python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", output, tree], folder)
+    run([python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", output, tree], folder)
     (wheel,) = output.glob("*.whl")
     return wheel
 
@@ -97,25 +98,25 @@ def _use(folder: Path, python: Path, installed: Path) -> None:
     """Import it and run the demo, where nothing else of the project is to be found."""
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
-    said = _run([python, "-c", _ASK.format(others=_PACKAGES[1:])], elsewhere)
+    said = run([python, "-c", _ASK.format(others=_PACKAGES[1:])], elsewhere)
     print(said, end="")
     place, _, others = said.splitlines()
     if Path(place.removeprefix("jaxcoder in ")).parent != installed or others != "others:":
         raise SystemExit(f"wheel-check: {place}, {others}; expected {installed} and no others")
-    demo = _run([python.with_name("jaxcoder"), "demo"], elsewhere)
+    demo = run([python.with_name("jaxcoder"), "demo"], elsewhere)
     print(demo, end="")
     if "tokens/s" not in demo:
         raise SystemExit("wheel-check: the demo did not say how fast it was")
 
 
-def _run(command: list[str | Path], folder: Path) -> str:
+def run(command: list[str | Path], folder: Path) -> str:
     """Standard output of a command in `folder`, without what this process has set for Python."""
     environment = {name: value for name, value in os.environ.items() if "PYTHON" not in name}
     environment["HF_HUB_OFFLINE"] = "1"
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode:
         shown = " ".join(map(str, command))
-        raise SystemExit(f"wheel-check: {shown}\n{result.stdout}{result.stderr}wheel-check: FAILED")
+        raise SystemExit(f"{shown}\n{result.stdout}{result.stderr}{Path(sys.argv[0]).name}: FAILED")
     return result.stdout
 
 
