@@ -124,6 +124,9 @@ def test_every_number_has_a_rule(value: object) -> None:
         ("batch.seq_len", 22, "at least 23, of which 20 are kept for fill-in-the-middle"),
         ("batch.piece_tokens", (64, 3), "integers of 4 or more"),
         ("batch.piece_tokens", (64, 8.0), "integers of 4 or more"),
+        ("batch.piece_tokens", 64, "integers of 4 or more"),
+        ("batch.piece_tokens", None, "integers of 4 or more"),
+        ("lora.targets", None, "each once"),
         ("shape.vocab_size", 274, "at least 275: 19 special tokens and 256 bytes"),
         ("revision", "main", "--model with them"),
         ("fresh", True, "--model with them"),
@@ -171,6 +174,8 @@ def test_pieces_are_cut_where_documents_are() -> None:
 def test_a_middle_weighs_more_than_something_else() -> None:
     bad = changed(changed(GOOD, "batch.middle_weight", 2.0), "batch.loss", "middle")
     assert "batch.middle_weight: 2.0 with batch.loss 'middle'" in message_of(bad)
+    without = changed(changed(GOOD, "fim.rate", 0.0), "batch.middle_weight", 2.0)
+    assert "batch.middle_weight: 2.0 with fim.rate 0" in message_of(without)
     check_config(changed(GOOD, "batch.middle_weight", 2.0))
 
 

@@ -105,16 +105,17 @@ def test_an_epoch_shows_every_piece_once_and_no_row_is_dropped(tokenizer: Tokeni
 
 
 def test_short_pieces_share_a_row_and_lose_nothing(tokenizer: Tokenizer) -> None:
-    """Each is permuted by itself: with pieces of 8 and 16 tokens, there are more sentinels."""
-    pieces = dataclasses.replace(CONFIG.batch, piece_tokens=(8, 16))
-    short = source_of(tokenizer, dataclasses.replace(config_of(rate=1.0), batch=pieces))
-    rows = [short.row(number)[0] for number in range(short.rows_per_epoch)]
-    segments = [segment for row in rows for segment in segments_of(row)]
-    assert all(len(segment) <= 16 + RESERVE for segment in segments)
-    characters = Counter("".join(unpermute(segment, tokenizer) for segment in segments))
-    assert characters == Counter("".join(TEXTS))
-    long = source_of(tokenizer, config_of(rate=1.0))
-    assert short.pieces_per_epoch > 2 * long.pieces_per_epoch
+    """Each is permuted by itself; un-permuted, they join to the documents."""
+    batch = dataclasses.replace(CONFIG.batch, piece_tokens=(8, 16))
+    source = source_of(tokenizer, dataclasses.replace(config_of(rate=1.0), batch=batch))
+    texts: dict[int, str] = {}
+    for number in range(source.rows_per_epoch):
+        row, pieces, _ = source.row(number)
+        segments = segments_of(row)
+        assert max(map(len, segments)) <= 16 + RESERVE
+        texts |= dict(zip(pieces, [unpermute(ids, tokenizer) for ids in segments], strict=True))
+    assert "".join(texts[piece] for piece in sorted(texts)) == "".join(TEXTS)
+    assert source.pieces_per_epoch > 2 * source_of(tokenizer).pieces_per_epoch
 
 
 def test_each_epoch_cuts_anew(tokenizer: Tokenizer) -> None:

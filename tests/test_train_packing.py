@@ -73,6 +73,14 @@ def test_row_order_is_a_permutation_of_its_own_in_every_epoch_and_seed() -> None
     assert orders[0] == row_order(50, seed=0, epoch=0).tolist()
 
 
+def test_plan_and_order_are_what_they_were() -> None:
+    """Golden: others would resume a run on other rows. By NumPy's Philox and SeedSequence."""
+    plan = plan_rows(np.arange(5, 17), 30, seed=7)
+    assert plan.pieces.tolist() == [8, 9, 2, 11, 1, 10, 3, 0, 7, 5, 4, 6]
+    assert plan.starts.tolist() == [0, 2, 5, 8, 10, 12]
+    assert row_order(12, seed=7, epoch=3).tolist() == [9, 2, 0, 7, 11, 10, 8, 1, 3, 5, 6, 4]
+
+
 def test_separate_documents_start_anew_and_padding_is_no_segment() -> None:
     row = row_of([plain(5, 6, 0), plain(7, 8), plain(9)])
     assert row.tokens.tolist() == [5, 6, 0, 7, 8, 9, 0, 0, 0, 0, 0, 0]

@@ -96,6 +96,13 @@ def test_lengths_are_drawn_by_document_alone() -> None:
     assert piece_limits(documents, (), seed=0) is None
 
 
+def test_lengths_are_what_they_were() -> None:
+    """Golden: another draw would resume a run on other pieces. By NumPy's SeedSequence."""
+    limits = piece_limits(np.arange(12), (64, 128, 256), seed=7)
+    assert limits is not None
+    assert limits.tolist() == [128, 128, 128, 256, 128, 128, 256, 128, 128, 128, 64, 64]
+
+
 def test_only_the_chosen_documents_are_cut(tokenizer: Tokenizer) -> None:
     store = store_of(["aaa", "bbb", "ccc"], tokenizer)
     pieces = cut_pieces(store, np.array([2, 0]), window=WINDOW, tokenizer=tokenizer)

@@ -157,20 +157,28 @@ def _batch_problems(batch: BatchConfig) -> Iterator[str]:
 
 def _piece_problems(config: TrainConfig) -> Iterator[str]:
     batch = config.batch
-    if not all(_is_count(length) and length >= SHORTEST_PIECE for length in batch.piece_tokens):
+    lengths = batch.piece_tokens if isinstance(batch.piece_tokens, tuple) else (None,)
+    if not all(_is_count(length) and length >= SHORTEST_PIECE for length in lengths):
         yield (
             f"batch.piece_tokens: {shorten(batch.piece_tokens)}, expected integers of "
             f"{SHORTEST_PIECE} or more"
         )
-    if batch.piece_tokens and config.fim.level == "document":
+    elif batch.piece_tokens and config.fim.level == "document":
         yield (
             f"batch.piece_tokens: {shorten(batch.piece_tokens)} with fim.level 'document', "
             "expected none: there, documents are permuted whole; set fim.level to 'context'"
         )
-    if batch.middle_weight != 1 and batch.loss == "middle":
+    if not _is_number(batch.middle_weight) or batch.middle_weight == 1:
+        return
+    if batch.loss == "middle":
         yield (
             f"batch.middle_weight: {batch.middle_weight!r} with batch.loss 'middle', expected 1: "
             "nothing else counts"
+        )
+    elif config.fim.rate == 0:
+        yield (
+            f"batch.middle_weight: {batch.middle_weight!r} with fim.rate 0, expected 1: there are "
+            "no middles"
         )
 
 
@@ -203,6 +211,8 @@ def _relation_problems(config: TrainConfig) -> Iterator[str]:
     if config.lora.rank and not config.model:
         yield f"lora.rank: {config.lora.rank} without a model, expected --model with it"
     known, targets = LoraConfig().targets, config.lora.targets
+    if not isinstance(targets, tuple):
+        targets = (targets,)
     if not targets or not set(targets) <= set(known) or len(set(targets)) < len(targets):
         yield (
             f"lora.targets: {', '.join(map(str, targets)) or 'empty'}, expected one or more of "

@@ -43,7 +43,7 @@ def stdlib() -> TrainConfig:
     nats per token, 1.04 bits per byte. A second run of 6,500 steps with more infilling, whose
     command is in the model's card, takes it to 2.33 in an hour.
 
-    Command: python -m train stdlib --data CORPUS --out runs/demo
+    Command: python -m train stdlib --data CORPUS/train --out runs/demo
     """
     return TrainConfig(
         preset="stdlib",

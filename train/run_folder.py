@@ -135,7 +135,9 @@ def record_config(folder: Path, config: TrainConfig) -> RunRecord:
         replace_file(path, json_bytes(fields))
         return RunRecord(identity, True)
     stored = read_json_object(path, limit=_LIMIT, error=ConfigError)
-    changes = differences(stored.get("config"), config_fields(config), free=_FREE)
+    # A setting that came later is by default what was done before there was one.
+    then = _flat(config_fields(TrainConfig())) | _flat(stored.get("config"))
+    changes = differences(then, _flat(config_fields(config)), free=_FREE)
     if changes:
         raise ConfigError(
             f"{folder}: holds a run with other settings; give the same ones to go on with it, "
