@@ -1,9 +1,9 @@
 """The card of the demo model, README.md beside its weights, from what was measured.
 
-``python -m benchmarks.demo_card --first RUN --second RUN --model EXPORT --out jaxcoder/demo``
+``python -m benchmarks.demo_card --model EXPORT --out jaxcoder/demo``
 
-Copies the export and writes the card with the figures of ``results/demo_model.json``, curves and
-settings of the two runs it took, and the sources in ``docs/demo-corpus.json``.
+Copies the export and writes the card with the figures of ``results/demo_model.json``, the curve and
+the settings of its runs (``docs/demo-curve.json``), and the sources (``docs/demo-corpus.json``).
 """
 
 import hashlib
@@ -21,13 +21,18 @@ from jaxcoder.hf_names import tensor_shapes
 from jaxcoder.json_file import json_bytes
 from jaxcoder.manifest import MANIFEST_FILE
 from train.pieces import RESERVE
-from train.plot import plot_run
+from train.presets import stdlib
 
 from . import demo_functions, demo_infill
+from .demo_curve import CURVE
+from .demo_runs import commands, setting_rows
 from .harness import RESULTS
+from .pictures import ALL, picture
 
 _CORPUS = Path(__file__).parents[1] / "docs" / "demo-corpus.json"
-CURVES = ("curve-first.svg", "curve-second.svg")
+PICTURE = "curve.svg"
+
+_WORDS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
 _TEXT = """---
 license: apache-2.0
@@ -73,37 +78,25 @@ infilled middles in training: near the window's end the model writes the end of 
 
 ## Training
 
-First {first_steps:,} steps, then {second_steps:,} with more pieces permuted; each step {tokens:,}
-tokens at most, {total:.0f} million in all, of {available:.0f} million in the corpus, on two CPU
-cores, products in {dtype}.
+{runs} runs, each from the weights of the one before: {step_counts} steps of {tokens:,} tokens
+at most, {total:.0f} million in all, of {available:.0f} million in the corpus, on two CPU cores,
+products in {dtype}.
 
-![loss of the first run]({first_curve})
+![loss and bits per byte of all runs]({curve})
 
-![loss of the second run]({second_curve})
-
-The second run's loss rises at first with its learning rate. The commands:
+The loss of a later run rises at first with its learning rate. The commands:
 
 ```sh
-python -m train.demo_corpus --wheels WHEELS --out CORPUS
-python -m train stdlib --data CORPUS/train --out runs/demo
-python -m train export runs/demo exports/4000-steps --step 4000 --dtype bfloat16
-python -m train export runs/demo exports/8500-steps --dtype bfloat16
-python -m train stdlib --data CORPUS/train --model exports/8500-steps --out runs/demo-fim \\
-  {flags}
-python -m train export runs/demo-fim exports/15000-steps --dtype bfloat16
-python -m benchmarks.demo_model --model exports/15000-steps \\
-  --earlier exports/4000-steps exports/8500-steps \\
-  --held-out CORPUS/heldout_stdlib --third-party CORPUS/heldout_thirdparty
-python -m benchmarks.demo_card --first runs/demo --second runs/demo-fim \\
-  --model exports/15000-steps --out jaxcoder/demo
+{commands}
 ```
 
-| | first | second |
-|---|---|---|
+| | {columns} |
+|---|{rule}
 {settings}
 
-A middle of one whole line is not BigCode's way; it is what most infilling asks for. The learning
-rate rises over the warm-up and falls along a cosine to {final:.0%} of its peak; seed {seed}.
+All else is as the preset has it. A middle of one whole line is not BigCode's way; it is what most
+infilling asks for. The learning rate rises over the warm-up and falls along a cosine to {final:.0%}
+of its peak; seed {seed}.
 
 ## Sources
 
@@ -119,12 +112,8 @@ These weights are under the project's licence, Apache-2.0; the packages are unde
 
 @dataclass(frozen=True)
 class DemoCard:
-    """Put the export of a finished run, and its card, into a new folder."""
+    """Put the export of the last run, and its card, into a new folder."""
 
-    first: Path
-    """The training run from scratch."""
-    second: Path
-    """The run that went on from its weights."""
     model: Path
     """The export that was measured."""
     out: Path
@@ -138,24 +127,23 @@ class DemoCard:
         self.out.mkdir()
         for path in self.model.iterdir():
             shutil.copyfile(path, self.out / path.name)
-        for run, curve in zip((self.first, self.second), CURVES, strict=True):
-            plot_run(run, self.out / curve)
-        card = self._card()
+        (self.out / PICTURE).write_bytes(picture(ALL["training-curve"]))
+        card = self._card(_read(CURVE)["runs"])
         (self.out / "README.md").write_text(card, encoding="utf-8")
         manifest = _read(self.out / MANIFEST_FILE)
-        for name in ("README.md", *CURVES):
+        for name in ("README.md", PICTURE):
             digest = hashlib.sha256((self.out / name).read_bytes()).hexdigest()
             manifest["files"][name] = digest
         (self.out / MANIFEST_FILE).write_bytes(json_bytes(manifest))
 
-    def _card(self) -> str:
+    def _card(self, runs: list[dict[str, Any]]) -> str:
         result, corpus = _read(RESULTS / "demo_model.json"), _read(_CORPUS)
-        first, second = (_read(run / "config.json")["config"] for run in (self.first, self.second))
         model = ModelConfig.from_file(self.model / "config.json")
-        step_tokens = second["batch"]["size"] * second["batch"]["seq_len"]
-        steps = [settings["loop"]["steps"] for settings in (first, second)]
         removed = [item["file"].partition("/")[2] for item in corpus["near_duplicates_removed"]]
         lengths, figures = demo_figures(result)
+        preset = stdlib()
+        numbers = [str(number) for number in range(1, len(runs) + 1)]
+        counts = [f"{run['steps']:,}" for run in runs]
         return _TEXT.format(
             parameters=sum(map(math.prod, tensor_shapes(model).values())),
             n_layer=model.n_layer,
@@ -176,18 +164,19 @@ class DemoCard:
             new_tokens=demo_functions.NEW_TOKENS,
             lines=result["infill"]["psm"]["of"],
             line_tokens=demo_infill.NEW_TOKENS,
-            first_curve=CURVES[0],
-            second_curve=CURVES[1],
-            first_steps=steps[0],
-            second_steps=steps[1],
-            tokens=step_tokens,
-            total=sum(steps) * step_tokens / 1e6,
-            available=_read(self.first / "data.json")["tokens"] / 1e6,
-            dtype=second["compute"]["dtype"],
-            flags=" \\\n  ".join(_changed_flags(first, second)),
-            settings="\n".join(_setting_rows(first, second)),
-            final=second["optimizer"]["final_lr_ratio"],
-            seed=second["seed"],
+            curve=PICTURE,
+            runs=_WORDS[len(runs)],
+            step_counts=f"{', '.join(counts[:-1])} and {counts[-1]}",
+            tokens=runs[0]["tokens_per_step_at_most"],
+            total=sum(run["steps"] * run["tokens_per_step_at_most"] for run in runs) / 1e6,
+            available=runs[0]["corpus_tokens"] / 1e6,
+            dtype=runs[0]["dtype"],
+            commands="\n".join(commands(runs, list(result["bits_per_byte"]))),
+            columns=" | ".join(f"run {number}" for number in numbers),
+            rule="---|" * len(runs),
+            settings="\n".join(setting_rows(runs)),
+            final=preset.optimizer.final_lr_ratio,
+            seed=preset.seed,
             files=corpus["train"]["files"],
             megabytes=corpus["train"]["bytes"] / 1e6,
             packages=len(corpus["packages"]),
@@ -196,37 +185,6 @@ class DemoCard:
                 for package in corpus["packages"]
             ),
         )
-
-
-# What the card's table says of both runs: where it stands in the config, and in words.
-_SHOWN = {
-    "fim.rate": "share of the pieces that are permuted",
-    "fim.spm_rate": "of those, suffix first",
-    "fim.line_rate": "of those, with one whole line for a middle",
-    "optimizer.peak_lr": "peak learning rate of AdamW",
-    "optimizer.warmup_steps": "steps of warm-up",
-    "loop.steps": "steps",
-}
-
-
-def _changed_flags(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """The options by which the second run differs from the preset that the first one is."""
-    return [
-        f"--{path.replace('_', '-')} {_at(second, path)}"
-        for path in _SHOWN
-        if _at(second, path) != _at(first, path)
-    ]
-
-
-def _setting_rows(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    return [
-        f"| {words} | {_at(first, path)} | {_at(second, path)} |" for path, words in _SHOWN.items()
-    ]
-
-
-def _at(settings: dict[str, Any], path: str) -> Any:
-    group, name = path.split(".")
-    return settings[group][name]
 
 
 def demo_figures(result: dict[str, Any]) -> tuple[list[str], list[str]]:

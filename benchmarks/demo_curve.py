@@ -1,8 +1,10 @@
-"""The demo model's two training runs as one small file, for a picture of their curves.
+"""The demo model's training runs in one small file: settings and curves, for card and picture.
 
-``python -m benchmarks.demo_curve --first RUN --second RUN``
+``python -m benchmarks.demo_curve --runs RUN [RUN ...]``
 
-Keeps every n-th line of the training loss, and every validation, of two run folders.
+Of each run: by which settings it differs from the preset, every n-th line of the training loss, and
+every validation. With ``--kept N`` the first N runs of the file stay as they are, and the others
+are put after them: a folder that a run was made in need not be kept for ever.
 """
 
 import json
@@ -13,53 +15,73 @@ from typing import Any
 import tyro
 
 from jaxcoder.json_file import json_bytes
+from train.config import TrainConfig
 from train.metrics import read_json_lines
-from train.run_folder import METRICS_FILE, read_config
+from train.presets import PRESETS
+from train.run_folder import DATA_FILE, METRICS_FILE, config_fields, read_config
 
 CURVE = Path(__file__).parents[1] / "docs" / "demo-curve.json"
 
 _POINTS = 300
 _KEPT = ("loss", "validation_loss", "bits_per_byte")
+_PLACES = ("data", "model", "out", "preset")
 
 
 @dataclass(frozen=True)
 class DemoCurve:
-    """Thin out the metrics of the demo model's two runs."""
+    """Thin out the metrics of the demo model's runs."""
 
-    first: Path
-    """The training run from scratch."""
-    second: Path
-    """The run that went on from its weights."""
+    runs: tuple[Path, ...]
+    """The training runs, each from the weights of the one before."""
+    kept: int = 0
+    """Runs of the file that stay in front of these."""
     out: Path = CURVE
 
     def run(self) -> None:
         """Write `out`.
 
         Raises:
-          ValueError: a run without metrics, or one that has not ended.
+          ValueError: a run without metrics, or fewer runs in the file than are to be kept.
         """
-        runs = {"first": _thinned(self.first), "second": _thinned(self.second)}
-        command = "python -m benchmarks.demo_curve --first runs/demo --second runs/demo-fim"
-        self.out.write_bytes(json_bytes({"command": command} | runs))
+        before = json.loads(self.out.read_text(encoding="utf-8"))["runs"] if self.kept else []
+        if len(before) < self.kept:
+            raise ValueError(
+                f"kept: {self.kept}, but {self.out} has {len(before)} runs; keep fewer"
+            )
+        runs = [*before[: self.kept], *map(_thinned, self.runs)]
+        self.out.write_bytes(json_bytes({"runs": runs}))
+
+
+def changes(config: TrainConfig) -> dict[str, Any]:
+    """The settings, by dotted name, that are not those of the run's preset; places left out."""
+    now, preset = config_fields(config), config_fields(PRESETS[config.preset]())
+    found: dict[str, Any] = {}
+    for name in now.keys() - set(_PLACES):
+        if isinstance(now[name], dict):
+            fields = now[name].items()
+            found |= {f"{name}.{key}": value for key, value in fields if value != preset[name][key]}
+        elif now[name] != preset[name]:
+            found[name] = now[name]
+    return dict(sorted(found.items()))
 
 
 def _thinned(run: Path) -> dict[str, Any]:
     config = read_config(run)
     metrics = run / METRICS_FILE
     lines = read_json_lines(metrics) if metrics.exists() else []
-    steps = config.loop.steps
-    if not lines or lines[-1]["step"] != steps:
-        last = f"its last line is of step {lines[-1]['step']}" if lines else "there is none"
-        raise ValueError(f"{metrics}: {last}, expected step {steps}; give runs that have ended")
+    if not lines:
+        raise ValueError(f"{metrics}: there are no lines, expected those of a run; check the path")
     training = [line for line in lines if line.get("loss") is not None]
     every = max(1, round(len(training) / _POINTS))
     validation = [line for line in lines if "validation_loss" in line]
     kept = sorted([*training[every - 1 :: every], *validation], key=lambda line: line["step"])
     versions = json.loads((run / "config.json").read_text(encoding="utf-8"))["versions"]
     return {
-        "steps": steps,
+        "changes": changes(config),
+        "steps": lines[-1]["step"],
+        "steps_planned": config.loop.steps,
         "tokens_per_step_at_most": config.batch.size * config.batch.seq_len,
-        "fim_rate": config.fim.rate,
+        "corpus_tokens": json.loads((run / DATA_FILE).read_text(encoding="utf-8"))["tokens"],
         "dtype": config.compute.dtype,
         "jax": versions["jax"],
         "lines": [

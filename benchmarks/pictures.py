@@ -5,6 +5,7 @@ same bytes. The functions that draw take figures or axes, and serve notebooks to
 """
 
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,30 +92,35 @@ def picture(draw: "Callable[[Figure], None]") -> bytes:
 
 
 def training_curve(figure: "Figure", curve: Mapping[str, Any]) -> None:
-    """Draw two runs one after the other: losses on the left, bits per byte on the right.
+    """Draw runs one after the other: losses on the left, bits per byte on the right.
 
     Args:
       figure: an empty one.
       curve: what `demo_curve` writes.
     """
-    first, second = curve["first"], curve["second"]
-    border = first["steps"]
-    later = [line | {"step": line["step"] + border} for line in second["lines"]]
+    runs = curve["runs"]
+    starts = list(itertools.accumulate((run["steps"] for run in runs), initial=0))
+    lines = [
+        line | {"step": line["step"] + start}
+        for run, start in zip(runs, starts, strict=False)
+        for line in run["lines"]
+    ]
     left, right = figure.subplots(1, 2)
-    draw_losses(left, [*first["lines"], *later])
-    draw_bits_per_byte(right, [*first["lines"], *later])
+    draw_losses(left, lines)
+    draw_bits_per_byte(right, lines)
     for axes in (left, right):
-        axes.axvline(border, color="gray", linestyle="--", linewidth=0.8)
         axes.set_ylim(bottom=0)
-    for number, run, start in ((1, first, 0), (2, second, border)):
-        text = f"run {number}: {run['fim_rate']:.0%} of\nthe pieces permuted"
-        left.annotate(text, (start + run["steps"] / 2, 5.5), ha="center")
+        for border in starts[1:-1]:
+            axes.axvline(border, color="gray", linestyle="--", linewidth=0.8)
+    for number, (start, stop) in enumerate(itertools.pairwise(starts), start=1):
+        left.annotate(f"run {number}", ((start + stop) / 2, 5.5), ha="center")
     figure.suptitle("Training of the demo model")
+    counts = [f"{run['steps']:,}" for run in runs]
     add_caption(
         figure,
-        f"{first['steps']:,} and {second['steps']:,} steps of at most "
-        f"{first['tokens_per_step_at_most']:,} tokens, products in {first['dtype']}; "
-        f"validation on plain text of held-out files; jax {first['jax']}",
+        f"{', '.join(counts[:-1])} and {counts[-1]} steps of at most "
+        f"{runs[0]['tokens_per_step_at_most']:,} tokens, products in {runs[0]['dtype']}; "
+        f"validation on plain text of held-out files; jax {runs[0]['jax']}",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks.demo_card import CURVES, demo_figures
+from benchmarks.demo_card import PICTURE, demo_figures
 from benchmarks.demo_functions import cut_at_dedent, parses
 from jaxcoder import Generator
 from jaxcoder.manifest import MANIFEST_FILE
@@ -73,6 +73,5 @@ def test_card_says_how_it_was_made() -> None:
     train = ("train.demo_corpus", "train stdlib", "train export")
     for command in (*train, "benchmarks.demo_model", "benchmarks.demo_card"):
         assert f"python -m {command}" in CARD
-    for curve in CURVES:
-        assert f"({curve})" in CARD
-        assert (DEMO / curve).read_text(encoding="utf-8").lstrip().startswith("<?xml")
+    assert f"({PICTURE})" in CARD
+    assert (DEMO / PICTURE).read_text(encoding="utf-8").lstrip().startswith("<?xml")

@@ -13,10 +13,11 @@ import pytest
 
 from benchmarks import pictures
 from benchmarks.demo_curve import CURVE, DemoCurve
+from benchmarks.demo_runs import commands, setting_rows
 from benchmarks.harness import RESULTS
 from conversion.parity import LayerRow
-from train.config import TrainConfig
-from train.run_folder import METRICS_FILE, config_fields
+from train.presets import stdlib
+from train.run_folder import DATA_FILE, METRICS_FILE, config_fields
 
 PROJECT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 150_000
@@ -105,12 +106,13 @@ def test_two_drawings_are_the_same_bytes() -> None:
 
 
 def test_training_curve_shows_every_point() -> None:
-    """The second run's steps come after the first one's."""
+    """Each run's steps come after those of the one before."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
     curve = json.loads(CURVE.read_text(encoding="utf-8"))
     pictures.training_curve(figure, curve)
     left, right = figure.axes
-    border = curve["first"]["steps"]
+    runs = curve["runs"]
+    starts = [sum(run["steps"] for run in runs[:number]) for number in range(len(runs))]
     for line, name in (
         (left.lines[0], "loss"),
         (left.lines[1], "validation_loss"),
@@ -118,23 +120,25 @@ def test_training_curve_shows_every_point() -> None:
     ):
         expected = [
             (start + each["step"], each[name])
-            for start, run in ((0, curve["first"]), (border, curve["second"]))
+            for start, run in zip(starts, runs, strict=True)
             for each in run["lines"]
             if name in each
         ]
         assert points(line) == expected
-        assert points(line)[-1][0] == border + curve["second"]["steps"]
+        assert points(line)[-1][0] == pytest.approx(starts[-1] + runs[-1]["steps"], abs=50)
 
 
 def test_the_curve_is_of_the_runs_that_the_card_describes() -> None:
     curve = json.loads(CURVE.read_text(encoding="utf-8"))
     card = " ".join((PROJECT / "jaxcoder/demo/README.md").read_text(encoding="utf-8").split())
-    first, second = curve["first"], curve["second"]
-    assert f"First {first['steps']:,} steps, then {second['steps']:,} with more" in card
-    assert f"each step {first['tokens_per_step_at_most']:,} tokens at most" in card
-    assert f"products in {second['dtype']}." in card
-    assert f"| share of the pieces that are permuted | {first['fim_rate']} |" in card
-    for run in (first, second):
+    runs = curve["runs"]
+    steps = [f"{run['steps']:,}" for run in runs]
+    assert f": {', '.join(steps[:-1])} and {steps[-1]} steps of" in card
+    assert f"{runs[0]['tokens_per_step_at_most']:,} tokens at most" in card
+    assert f"products in {runs[0]['dtype']}." in card
+    for row in setting_rows(runs):
+        assert " ".join(row.split()) in card
+    for run in runs:
         training = [line for line in run["lines"] if "loss" in line]
         assert 200 <= len(training) <= 400
 
@@ -189,7 +193,7 @@ def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_run(folder: Path, *, last: int) -> Path:
     folder.mkdir()
-    settings = config_fields(TrainConfig(data="", out=""))
+    settings = config_fields(stdlib())
     settings["loop"]["steps"] = 1200
     record = {"config": settings, "versions": {"jax": "0.0"}}
     (folder / "config.json").write_text(json.dumps(record), encoding="utf-8")
@@ -198,28 +202,65 @@ def write_run(folder: Path, *, last: int) -> Path:
     lines.append({"step": last, "validation_loss": 2.0, "bits_per_byte": 1.0, "infill_lines": 4.0})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / METRICS_FILE).write_text(text, encoding="utf-8")
+    (folder / DATA_FILE).write_text('{"tokens": 7}', encoding="utf-8")
     return folder
 
 
 def test_a_run_is_thinned(tmp_path: Path) -> None:
     """Every fourth step that has a loss stays, and every validation."""
     run = write_run(tmp_path / "run", last=1200)
-    DemoCurve(run, run, tmp_path / "curve.json").run()
-    curve = json.loads((tmp_path / "curve.json").read_text(encoding="utf-8"))
-    assert curve["first"] == curve["second"]
-    lines = curve["first"].pop("lines")
-    assert curve["first"].pop("steps") == 1200
+    DemoCurve((run, run), out=tmp_path / "curve.json").run()
+    first, second = json.loads((tmp_path / "curve.json").read_text(encoding="utf-8"))["runs"]
+    assert first == second
+    lines = first["lines"]
+    assert (first["steps"], first["steps_planned"]) == (1200, 1200)
     assert lines[0] == {"step": 4, "loss": 1 / 4}
     assert lines[1] == {"step": 9, "loss": 1 / 9}, "the step without a loss does not count"
     assert lines[-1] == {"step": 1200, "validation_loss": 2.0, "bits_per_byte": 1.0}
     assert len(lines) == 300
+    assert first["changes"] == {"loop.steps": 1200}
 
 
-def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
+def test_runs_whose_folders_are_gone_stay(tmp_path: Path) -> None:
+    """The first of the file are kept, the rest is put after them; and no more than there are."""
+    curve = tmp_path / "curve.json"
+    run, other = write_run(tmp_path / "run", last=1200), write_run(tmp_path / "other", last=800)
+    DemoCurve((run,), out=curve).run()
+    DemoCurve((other,), kept=1, out=curve).run()
+    runs = json.loads(curve.read_text(encoding="utf-8"))["runs"]
+    assert [(each["steps"], each["steps_planned"]) for each in runs] == [(1200, 1200), (800, 1200)]
+    with pytest.raises(ValueError, match="kept: 3, but .* has 2 runs"):
+        DemoCurve((other,), kept=3, out=curve).run()
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", last=900)
-    with pytest.raises(ValueError, match=r"of step 900, expected step 1200"):
-        DemoCurve(run, run, tmp_path / "curve.json").run()
     (run / METRICS_FILE).unlink()
-    with pytest.raises(ValueError, match="there is none, expected step 1200"):
-        DemoCurve(run, run, tmp_path / "curve.json").run()
+    with pytest.raises(ValueError, match="there are no lines"):
+        DemoCurve((run,), out=tmp_path / "curve.json").run()
     assert not (tmp_path / "curve.json").exists()
+
+
+def test_the_commands_of_the_card_lead_from_one_run_to_the_next() -> None:
+    """With every setting that a run changed, and the step at which one was stopped."""
+    runs = [
+        {"changes": {}, "steps": 80, "steps_planned": 80},
+        {
+            "changes": {"batch.piece_tokens": [64, 128], "fim.rate": 0.9},
+            "steps": 20,
+            "steps_planned": 50,
+        },
+    ]
+    told = list(commands(runs, ["40-steps", "80-steps", "100-steps"]))
+    assert told[1] == "python -m train stdlib --data CORPUS/train --out runs/demo-1"
+    assert told[2:4] == [
+        "python -m train export runs/demo-1 exports/40-steps --step 40 --dtype bfloat16",
+        "python -m train export runs/demo-1 exports/80-steps --dtype bfloat16",
+    ]
+    assert "--model exports/80-steps --out runs/demo-2" in told[4]
+    assert "--batch.piece-tokens 64 128 \\\n  --fim.rate 0.9" in told[4]
+    assert told[5:7] == [
+        "# which was stopped, by Ctrl-C, after step 20",
+        "python -m train export runs/demo-2 exports/100-steps --step 20 --dtype bfloat16",
+    ]
+    assert setting_rows(runs)[1] == "| longest pieces, tokens | as a row | 64 128 |"
