@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ with examples.
 {lengths}
 
 {figures}
+
+| aim | reached |
+|---|---|
+{aims}
 
 Held out whole are these of the standard library's packages and modules: {held_out}; and the
 third-party package {third_party}. Training files that share too much with them were removed:
@@ -153,6 +158,7 @@ class DemoCard:
             vocab_size=model.vocab_size,
             lengths="\n".join(lengths),
             figures="\n".join(figures),
+            aims="\n".join(aims(result)),
             held_out=", ".join(corpus["held_out_standard_library"]),
             third_party=corpus["held_out_third_party"],
             removed=", ".join(removed),
@@ -218,6 +224,25 @@ def demo_figures(result: dict[str, Any]) -> tuple[list[str], list[str]]:
         words = f"{ratio['value']:.1f} x ({_range(ratio['interval'], '.1f')})"
         figures.append(f"| infilled / left to right | {words} | |")
     return lengths, figures
+
+
+def aims(result: dict[str, Any]) -> Iterator[str]:
+    """Rows of a Markdown table: what was aimed at, and whether the figure itself reaches it.
+
+    Args:
+      result: what demo_model.py wrote.
+    """
+    bits = list(result["bits_per_byte"].values())[-1]
+    bodies, infill = result["function_bodies"]["model"], result["infill"]
+    twice = 2 * infill["left_to_right"]["count"]
+    for aim, is_reached in (
+        ("1.6 bits per byte or less, held out", bits["held_out"]["bits_per_byte"] <= 1.6),
+        ("2.0 bits per byte or less, third party", bits["third_party"]["bits_per_byte"] <= 2.0),
+        ("70 % or more of the bodies parse", bodies["parses"]["share"] >= 0.7),
+        ("10 % or fewer are trivial", bodies["trivial"]["share"] <= 0.1),
+        ("twice as many lines infilled as left to right", infill["psm"]["count"] >= twice > 0),
+    ):
+        yield f"| {aim} | {'yes' if is_reached else 'no'} |"
 
 
 def _share(name: str, share: dict[str, Any]) -> str:
