@@ -207,7 +207,7 @@ def decode_cost(axes: "Axes", result: Mapping[str, Any]) -> None:
 
 
 def add_caption(figure: "Figure", text: str) -> None:
-    """Write in small letters, below all else, what was measured where."""
+    """Write `text`, what was measured where, in small letters below all else in `figure`."""
     figure.supxlabel(text, fontsize=7, color="dimgray")
 
 

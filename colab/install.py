@@ -56,8 +56,8 @@ def install(checkout: Path) -> None:
         asked = ", ".join(map(str, missing))
         beside = f"; it did add {', '.join(added)}" if added else ""
         raise RuntimeError(
-            f"pip cannot add {asked} beside what is installed; nothing was changed{beside}. It says:"
-            f"\n{failure}"
+            f"pip cannot add {asked} beside what is installed; nothing was changed{beside}. "
+            f"It says:\n{failure}"
         )
     print(f"added: {', '.join(added) or 'nothing'}; {len(before)} packages stay as they were")
 

@@ -45,10 +45,15 @@ def require() -> None:
 
 
 def load(folder: Path, dtype: str, device: str = "cpu") -> Any:
-    """The checkpoint as transformers loads it, in "float64", "float32" or "bfloat16".
+    """The checkpoint in `folder` as transformers loads it.
+
+    Args:
+      folder: what transformers reads.
+      dtype: "float64", "float32" or "bfloat16".
+      device: "cpu", or "cuda" where torch has it.
 
     Raises:
-      ValueError: torch or transformers is missing, or a release known to be wrong.
+      ValueError: torch or transformers is missing, or a release known to be wrong; another device.
     """
     require()
     import torch
@@ -97,7 +102,7 @@ def forward(model: Any, tokens: np.ndarray) -> TorchForward:
 
 
 def greedy(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
-    """The ids `model.generate` appends, end-of-text ignored."""
+    """The `new_tokens` ids that `model.generate` appends to those of `prompt`, ignoring its end."""
     import torch
 
     ids = torch.tensor([prompt], device=model.device)
@@ -114,7 +119,16 @@ def greedy(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
 
 
 def write_checkpoint(folder: Path, config: ModelConfig, tensors: dict[str, np.ndarray]) -> None:
-    """Let transformers write `tensors` as a checkpoint, so that its own file is what we load."""
+    """Let transformers write a checkpoint, so that its own file is what we load.
+
+    Args:
+      folder: written into; made where it lacks.
+      config: of the model.
+      tensors: Hugging Face's name -> array, such as "transformer.wte.weight" -> [V, D].
+
+    Raises:
+      ValueError: to transformers they are not the model's tensors.
+    """
     import torch
     import transformers
 

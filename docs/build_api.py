@@ -62,7 +62,7 @@ PAGES = {
         "conversion",
         "The tool-box, from the checkout; `python -m conversion` is its command line.",
         "conversion.convert conversion.export conversion.verify conversion.parity "
-        "conversion.report",
+        "conversion.report conversion.pytorch",
     ),
     "train": Page(
         "train",
@@ -70,7 +70,19 @@ PAGES = {
         "train.loop train.config train.presets train.fim train.data train.step train.export "
         "train.plot",
     ),
+    "benchmarks": Page(
+        "benchmarks",
+        "From the checkout: what the notebooks draw with.",
+        "benchmarks.pictures",
+    ),
+    "colab": Page(
+        "colab",
+        "From the checkout: what the cells of the notebooks call.",
+        "colab.install colab.models colab.disconnect",
+    ),
 }
+"""The pages by file name. What they list is public: the modules that users, notebooks and guides
+import from."""
 
 SHOWN = {"jaxcoder.completion": ("Completion", "Timings")}
 """Modules of which only these names are for readers."""

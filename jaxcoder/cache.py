@@ -38,7 +38,7 @@ class KVCache(NamedTuple):
 
 
 def capacity_bucket(tokens: int, n_positions: int) -> int:
-    """The smallest capacity for `tokens`: 256, 512, 1024, ... and at most n_positions."""
+    """The smallest capacity for `tokens`: 256, 512, 1024, ... and at most `n_positions`."""
     capacity = SMALLEST_CAPACITY
     while capacity < tokens:
         capacity *= 2

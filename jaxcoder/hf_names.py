@@ -16,6 +16,8 @@ Only the fused ``c_attn`` needs more than a copy. Its outputs are packed in thre
     gpt2                       [ q: N*H | k: N*H | v: N*H ]           (Conv1D: stored [in, out])
 
 This module knows neither JAX nor files.
+
+Source: transformers, ``modeling_gpt_bigcode.py`` and ``modeling_gpt2.py``.
 """
 
 import re

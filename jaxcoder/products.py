@@ -23,7 +23,7 @@ _FEW_ROWS = 16
 
 
 def product(spec: str, a: Array, b: Array, dtype: Dtype) -> Array:
-    """einsum(spec, a, b) with operands in `dtype`, accumulated and returned in float32.
+    """``einsum(spec, a, b)`` with operands in `dtype`, accumulated and returned in float32.
 
     The axes are those of `spec`.
     """
@@ -67,7 +67,7 @@ def _with_transposed(spec: str, dtype: Dtype, a: Array, b: Array) -> Array:
 
 
 def weight_product(x: Array, weight: Array, dtype: Dtype, bias: Array | None = None) -> Array:
-    """x [..., in] times weight [out, in], plus bias [out]: float32 [..., out].
+    """`x` [..., in] times weight [out, in], plus bias [out]: float32 [..., out].
 
     The only product with a weight.
     """

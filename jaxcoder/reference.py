@@ -107,7 +107,7 @@ def split_heads(qkv: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
 
 
 def attention_pattern(q: Array, k: Array, scale: float) -> Array:
-    """Causal softmax(scale · q kᵀ) of q [T, N, H], k [S, K, H] -> [N, T, S]."""
+    """Causal softmax(scale · q kᵀ) of `q` [T, N, H], `k` [S, K, H] -> [N, T, S]."""
     length, n = q.shape[:2]
     causal = np.tril(np.ones((length, length), dtype=bool))
     pattern = np.empty((n, length, length))
@@ -120,7 +120,7 @@ def attention_pattern(q: Array, k: Array, scale: float) -> Array:
 
 
 def mix(pattern: Array, v: Array) -> Array:
-    """Values v [S, K, H] weighed by a pattern [N, T, S] -> [T, N·H], head after head."""
+    """Values `v` [S, K, H] weighed by a pattern [N, T, S] -> [T, N·H], head after head."""
     n, length = pattern.shape[:2]
     heads = [pattern[head] @ v[:, head if v.shape[1] == n else 0] for head in range(n)]
     return np.stack(heads, axis=1).reshape(length, -1)

@@ -9,11 +9,14 @@ PUBLISHED = "bigcode/tiny_starcoder_py"
 DOCUMENTS = [
     path.relative_to(PROJECT).as_posix()
     for path in (
-        *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
-        *(PROJECT / name for name in ("colab/README.md", "jaxcoder/demo/README.md")),
+        *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(PROJECT / f"{name}/README.md" for name in ("benchmarks", "colab", "jaxcoder/demo")),
         *sorted((PROJECT / "docs").rglob("*.md")),
     )
 ]
+
+# Indentation, fence, language, source.
+_FENCED = re.compile(r"^( *)(`{3,}|~{3,})([^\n]*)\n(.*?)^\1\2$", re.MULTILINE | re.DOTALL)
 
 
 def read(document: str) -> str:
@@ -22,9 +25,26 @@ def read(document: str) -> str:
 
 
 def blocks(language: str, text: str) -> list[str]:
-    """The fenced blocks of one language; "" is a block of none."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [source for name, source in found if name == language]
+    """The fenced blocks of one language, of a list's items too; "" is a block of none."""
+    return [
+        re.sub(rf"^{indent}", "", source, flags=re.MULTILINE)
+        for indent, _, name, source in _FENCED.findall(text)
+        if name == language
+    ]
+
+
+def languages(text: str) -> set[str]:
+    """What stands after the fences that open a block."""
+    return {name for _, _, name, _ in _FENCED.findall(text)}
+
+
+def hidden_code(text: str) -> list[str]:
+    """Beginnings of what Markdown takes for code although it is in none of the blocks.
+
+    That is a fence in a quotation, or one that nothing closes, and lines indented by four.
+    """
+    outside = _FENCED.sub("", text)
+    return re.findall(r"^.*(?:```|~~~).*$|^(?: {4}|\t).*\S.*$", outside, re.MULTILINE)
 
 
 def shell_lines(text: str) -> list[str]:
@@ -35,9 +55,8 @@ def shell_lines(text: str) -> list[str]:
 
 def commands(text: str) -> list[list[str]]:
     """The words of every shell command, as the shell would split them; of a pipe its last part."""
-    return [
-        shlex.split(line.rpartition(" | ")[2], comments=True) for line in shell_lines(text) if line
-    ]
+    lines = [line.rpartition(" | ")[2] for line in shell_lines(text)]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def run_block(source: str, document: str, model: Path) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-PACKAGES = ("jaxcoder", "conversion", "train", "benchmarks")
+PACKAGES = ("jaxcoder", "conversion", "train", "benchmarks", "colab")
 
 
 class Allowed(NamedTuple):
@@ -100,6 +100,7 @@ REACH = {
     "conversion": "jaxcoder",
     "train": "jaxcoder conversion",
     "benchmarks": "jaxcoder conversion train",
+    "colab": "jaxcoder conversion train benchmarks",
 }
 # package outside the library -> the modules of jaxcoder it may import.
 USES = {
@@ -114,6 +115,7 @@ USES = {
         "generator"
     ),
     "benchmarks": " ".join(["__init__", *LIBRARY]),
+    "colab": "__init__ errors diagnostics devices hub hf_names reference generator inspect",
 }
 
 # The model, and what Flax lets stand between its modules.
@@ -288,6 +290,9 @@ PLANTED = [
     (reach_problems, "jaxcoder/generate.py", "import optax", "optax belongs in"),
     (reach_problems, "jaxcoder/hub.py", "import huggingface_hub", "inside the function"),
     (reach_problems, "train/loop.py", "from benchmarks.proof import x", "train may not import"),
+    (reach_problems, "benchmarks/proof.py", "import colab.models", "benchmarks may not import"),
+    (reach_problems, "colab/models.py", "import jaxcoder.shards", "colab may not import"),
+    (reach_problems, "colab/models.py", "import torch", "torch belongs in"),
     (reach_problems, "train/loop.py", "def f():\n    import torch", "torch belongs in"),
     (reach_problems, "conversion/parity.py", "import torch", "inside the function"),
     (reach_problems, "conversion/x.py", "class A:\n    import torch", "inside the function"),

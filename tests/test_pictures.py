@@ -229,7 +229,7 @@ def test_runs_whose_folders_are_gone_stay(tmp_path: Path) -> None:
     DemoCurve((other,), kept=1, out=curve).run()
     runs = json.loads(curve.read_text(encoding="utf-8"))["runs"]
     assert [(each["steps"], each["steps_planned"]) for each in runs] == [(1200, 1200), (800, 1200)]
-    with pytest.raises(ValueError, match="kept: 3, but .* has 2 runs"):
+    with pytest.raises(ValueError, match=r"kept: 3, but .* has 2 runs"):
         DemoCurve((other,), kept=3, out=curve).run()
 
 

@@ -121,7 +121,7 @@ def test_snippets_print_what_they_print_in_pytorch(tiny_checkpoint: Path, tmp_pa
 
 def tree() -> list[str]:
     """The paths that the file tree names."""
-    (text,) = [block for block in blocks("", README) if "generator.py" in block]
+    (text,) = [block for block in blocks("text", README) if "generator.py" in block]
     paths, folder = [], ""
     for line in text.splitlines():
         name = line.split()[0]

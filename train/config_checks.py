@@ -157,8 +157,9 @@ def _batch_problems(batch: BatchConfig) -> Iterator[str]:
 
 def _piece_problems(config: TrainConfig) -> Iterator[str]:
     batch = config.batch
-    lengths = batch.piece_tokens if isinstance(batch.piece_tokens, tuple) else (None,)
-    if not all(_is_count(length) and length >= SHORTEST_PIECE for length in lengths):
+    lengths: Any = batch.piece_tokens  # whatever a caller from Python has given
+    is_tuple = isinstance(lengths, tuple)
+    if not is_tuple or not all(_is_count(each) and each >= SHORTEST_PIECE for each in lengths):
         yield (
             f"batch.piece_tokens: {shorten(batch.piece_tokens)}, expected integers of "
             f"{SHORTEST_PIECE} or more"

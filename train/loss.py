@@ -5,6 +5,8 @@ The logits of all tokens at once would be the largest array of a step by far (8 
 are: each logit is computed once, where a checkpointed loss would compute it twice.
 
 Letters: N tokens, D n_embd, V vocabulary, C tokens in a chunk.
+
+Source of the z-loss: Chowdhery et al. arXiv:2204.02311 (PaLM).
 """
 
 import functools

@@ -40,6 +40,8 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
     Convention: 6 per weight of a product, output head included, plus causal attention,
     6 · n_layer · n_embd · seq_len (half of the square that PaLM's convention counts).
+
+    Source: Chowdhery et al. arXiv:2204.02311, appendix B (PaLM).
     """
     d, h = config.n_embd, config.head_dim
     kv = 2 * config.n_kv_head * h
@@ -49,7 +51,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The bfloat16 peak of a device, or None where it is not known, as of a CPU."""
+    """The bfloat16 peak of a device in operations per second; None where unknown, as of a CPU."""
     matching = [kind for kind in _PEAK_FLOPS if device_kind.startswith(kind)]
     return _PEAK_FLOPS[max(matching, key=len)] if matching else None
 

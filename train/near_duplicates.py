@@ -1,10 +1,12 @@
 """Documents that nearly repeat another: MinHash signatures, compared where bands of them agree.
 
 The share of positions at which two signatures agree estimates the Jaccard index of the two sets of
-shingles, runs of five token ids, to about 0.05 (Broder 1997; StarCoder's data were filtered so).
+shingles, runs of five token ids, to about 0.05. StarCoder's data were filtered so.
 Documents are compared when one of 16 bands of four positions agrees: at a Jaccard index of 0.8 that
 fails once in 5,000 pairs. Where a band of many agrees, each is compared with the first of them and
 with the eight before it.
+
+Source: A. Z. Broder, "On the resemblance and containment of documents", 1997.
 """
 
 import functools
