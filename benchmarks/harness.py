@@ -1,4 +1,8 @@
-"""What every benchmark shares: the machine's name, medians, interleaving, the result file."""
+"""What every benchmark shares: the machine's name, medians, interleaving, the result file.
+
+JAX, and what imports it, is imported in functions: `train_step` measures the memory of a process
+that has PyTorch alone.
+"""
 
 import json
 import os
@@ -6,17 +10,15 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-
-from jaxcoder.config import ModelConfig
-from jaxcoder.hf_names import params_from_hf
-from jaxcoder.model import GPTBigCode
+if TYPE_CHECKING:
+    from jaxcoder.config import ModelConfig
+    from jaxcoder.model import GPTBigCode
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,6 +27,8 @@ Measurement = dict[str, float]
 
 def environment() -> dict[str, Any]:
     """Date, device, processor and versions that a figure depends on."""
+    import jax
+
     device = jax.devices()[0]
     return {
         "date": date.today().isoformat(),
@@ -94,9 +98,14 @@ def write_result(name: str, content: dict[str, Any], *, out: Path | None) -> Non
     print(json.dumps(result))
 
 
-def full_shape(dtype: str) -> tuple[GPTBigCode, dict, dict]:
+def full_shape(dtype: str) -> "tuple[GPTBigCode, dict, dict]":
     """Our model at the published 164M shape, its parameters on the device, and the HF tensors."""
+    import jax
+
     from conversion.synthetic import synthetic_tensors
+    from jaxcoder.config import ModelConfig
+    from jaxcoder.hf_names import params_from_hf
+    from jaxcoder.model import GPTBigCode
 
     config = ModelConfig.tiny_starcoder()
     tensors = synthetic_tensors(config)
@@ -108,12 +117,19 @@ def full_shape(dtype: str) -> tuple[GPTBigCode, dict, dict]:
 
 
 def torch_model(
-    config: ModelConfig, tensors: dict, dtype: str, *, device: str | None = None
+    config: "ModelConfig", tensors: dict, dtype: str, *, device: str | None = None
+) -> Any:
+    """`torch_model_of` the fields of `config`."""
+    return torch_model_of(config.to_hf_config(), tensors, dtype, device=device)
+
+
+def torch_model_of(
+    fields: Mapping[str, Any], tensors: dict, dtype: str, *, device: str | None = None
 ) -> Any:
     """The same weights in transformers; None, saying so, where torch or transformers is absent.
 
     Args:
-      config: the model's shape.
+      fields: the model's config.json.
       tensors: by their Hugging Face names.
       dtype: of the weights and the computation.
       device: torch's name of it; None takes cuda where JAX runs on a GPU and torch can, else cpu.
@@ -127,10 +143,9 @@ def torch_model(
     except ImportError as exc:
         print(f"{exc.name} is not installed: PyTorch is not measured", file=sys.stderr)
         return None
-    fields = config.to_hf_config()
-    del fields["architectures"]
+    shape = {name: value for name, value in fields.items() if name != "architectures"}
     model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**fields), attn_implementation="sdpa"
+        transformers.AutoConfig.for_model(**shape), attn_implementation="sdpa"
     )
     state = {name: torch.from_numpy(array) for name, array in tensors.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -141,6 +156,8 @@ def torch_model(
             f"{unexpected}, expected none but lm_head.weight; compare the names with hf_names.py"
         )
     if device is None:
+        import jax
+
         on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
         device = "cuda" if on_gpu else "cpu"
     return model.to(device, getattr(torch, dtype)).eval()

@@ -109,6 +109,15 @@ def finished(link: Link) -> Link:
     return link
 
 
+def was_interrupted(link: Link) -> bool:
+    """Whether the signal ended this start; one that came when the start was over did not."""
+    number = link.interruption.signal
+    if link.status == 0:
+        # The run heard it, and says so; nothing hears SIGKILL.
+        return f"{signal.Signals(number).name}: ended" in link.said
+    return link.status == -number
+
+
 def one_device(threads: int) -> dict[str, str]:
     """The environment in which XLA computes on the CPU with so many threads."""
     eigen = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
@@ -130,8 +139,11 @@ def differences(config: TrainConfig, other: TrainConfig) -> list[str]:
 def counts(links: Sequence[Link]) -> dict[str, float]:
     """What was lost over the starts of one run, in their order."""
     pairs = list(itertools.pairwise(links))
-    killed = [link for link in links if link.status == -signal.SIGKILL]
-    stopped = [link for link in links if link.seconds and link.status == 0]
+    interrupted = [link for link in links if was_interrupted(link)]
+    killed = [link for link in interrupted if link.interruption.signal == signal.SIGKILL]
+    stopped = [link for link in interrupted if link.interruption.signal == signal.SIGTERM]
+    # A stop that came before a step leaves what a kill had cost: that is not its own.
+    idle = [b for a, b in pairs if (a.logged, a.committed) == (b.logged, b.committed)]
     return {
         "kills": len(killed),
         "stops": len(stopped),
@@ -142,7 +154,7 @@ def counts(links: Sequence[Link]) -> dict[str, float]:
             (x.logged - x.committed for x in killed), default=0
         ),
         "most steps done again after a stop": max(
-            (x.logged - x.committed for x in stopped), default=0
+            (x.logged - x.committed for x in stopped if x not in idle), default=0
         ),
         "most seconds to stop": max((x.seconds for x in stopped), default=0.0),
     }

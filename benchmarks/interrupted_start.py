@@ -5,14 +5,16 @@ Usage: python -m benchmarks.interrupted_start INTERRUPTION PRESET [SETTINGS ...]
 INTERRUPTION is an `Interruption` as JSON, such as {"place": "fsync", "step": 4}.
 """
 
+import contextlib
 import functools
 import json
 import os
 import resource
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from unittest import mock
 
 from train import cli, loop
 from train.checkpoints import Checkpoints
+from train.data import Batch
 from train.evaluation import Validation
 from train.metrics import JsonLines
+from train.step import StepConfig, TrainState
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,16 @@ class Interruption:
     """Where the process is interrupted, and how."""
 
     place: str = "nowhere"
-    """A phase of a save, "step", "validation", "metrics write", or "rename to NAME"."""
+    """A phase of a save, "step", "validation", "metrics write", "rename to NAME", or "compile".
+
+    "compile" is that of the first step, and over before the signal if `delay` is too long.
+    """
     step: int = 0
-    """The first step at which it happens; a validation and a rename have none."""
+    """The first step at which it happens; a validation, a rename and "compile" have none."""
+    delay: float = 0.0
+    """Seconds from there to the signal, in which the process goes on."""
     signal: int = signal.SIGKILL
+    """0 sends nothing: the moment is told and that is all."""
     times: int = 1
     """Signals sent, one after the other."""
     file_bytes: int = 0
@@ -45,9 +55,12 @@ class Interrupter:
     def __init__(self, interruption: Interruption) -> None:
         """Nothing has been reached yet."""
         self._interruption, self._is_done = interruption, False
+        # A daemon: a process that ends sooner does not wait for it.
+        self._later = threading.Timer(interruption.delay, self._send)
+        self._later.daemon = True
 
     def is_due(self, place: str, step: int = 0) -> bool:
-        """Whether `reached` will send the signals."""
+        """Whether `reached` will lead to the signals."""
         wanted = self._interruption
         return not self._is_done and place.startswith(wanted.place) and step >= wanted.step
 
@@ -56,6 +69,21 @@ class Interrupter:
         if not self.is_due(place, step):
             return
         self._is_done = True
+        if self._interruption.delay:
+            self._later.start()
+        else:
+            self._send()
+
+    @contextlib.contextmanager
+    def only_within(self, place: str) -> Iterator[None]:
+        """The body is the place: signals that would come after it are not sent."""
+        is_due = self.is_due(place)
+        self.reached(place)
+        yield
+        if is_due:
+            self._later.cancel()
+
+    def _send(self) -> None:
         print(json.dumps({"interrupted": time.time()}), flush=True)
         for _ in range(self._interruption.times):
             os.kill(os.getpid(), self._interruption.signal)
@@ -67,6 +95,14 @@ def main(interruption: Interruption, words: list[str]) -> int:
     if interruption.file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (interruption.file_bytes, resource.RLIM_INFINITY))
     measure, make_report, write = Validation.loss, loop.Report, JsonLines.write
+    take_step = loop.train_step
+
+    def first_compiled(state: TrainState, batch: Batch, *, config: StepConfig) -> Any:
+        if interrupter.is_due("compile"):
+            # Traced before, so that nearly all of the call is XLA's compilation.
+            take_step.lower(state, batch, config=config)
+        with interrupter.only_within("compile"):
+            return take_step(state, batch, config=config)
 
     def report(step: int, *fields: Any) -> loop.Report:
         """The step is dispatched, and nothing is known of it."""
@@ -94,6 +130,7 @@ def main(interruption: Interruption, words: list[str]) -> int:
         return wrapped
 
     with (
+        mock.patch.object(loop, "train_step", first_compiled),
         mock.patch.object(loop, "Report", report),
         mock.patch.object(Validation, "loss", loss),
         mock.patch.object(JsonLines, "write", half_write),

@@ -29,7 +29,7 @@ from train.presets import smoke
 from train.run_folder import config_fields
 
 from .harness import environment
-from .interrupted_run import Link, counts, differences, finished, start
+from .interrupted_run import Link, counts, differences, finished, start, was_interrupted
 from .interrupted_start import Interruption
 
 _MOST_SHOWN = 5
@@ -142,11 +142,11 @@ def _interrupt(
             f"{threads} threads: {at.place}, after {after} s, signal {at.signal}: status "
             f"{link.status}, step {link.logged} logged, {link.committed} saved"
         )
-        if link.status == 0 and not link.seconds:
+        if not was_interrupted(link):
             todo.append((place, 0.8 * after if after else None))
         if link.status == 0 and link.committed == config.loop.steps:
             return
-        if link.status not in (0, -signal.SIGKILL, -signal.SIGTERM):
+        if link.status not in (0, -at.signal):
             finished(link)
     links.append(finished(start(config, Interruption(), threads=threads)))
 

@@ -1,17 +1,33 @@
 """Benchmarks run, and what they write is what they measured: tiny shapes, one round each."""
 
 import dataclasses
+import itertools
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from model_cases import MQA, random_tensors
 
-from benchmarks import context, decode, harness, layouts, prefill, proof
+from benchmarks import (
+    context,
+    decode,
+    harness,
+    interrupted_run,
+    layouts,
+    prefill,
+    proof,
+    resume,
+    train_step,
+)
+from benchmarks.interrupted_run import Link, counts, was_interrupted
+from benchmarks.interrupted_start import Interruption
 from jaxcoder.config import ModelConfig
 
 # As many positions as the published shape has: `context` compares 8,192 with 512.
@@ -134,6 +150,40 @@ def test_decode_and_prefill_measure_transformers_too(
         assert ratio == pytest.approx(ours / theirs)
 
 
+@pytest.mark.parity
+def test_train_step_measures_the_memory_of_one_side_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The peak of transformers had JAX, Flax and optax in it: 170 MB of a margin of 320."""
+    real, imported = subprocess.run, {}
+
+    def listened(command: list[str], **settings: Any) -> subprocess.CompletedProcess:
+        done = real(command, **settings)
+        if "--only" in command:
+            lines = done.stderr.splitlines()
+            imported[command[command.index("--only") + 1]] = {
+                line.rpartition("|")[2].strip() for line in lines
+            }
+        return done
+
+    monkeypatch.setattr(ModelConfig, "tiny_starcoder", lambda: MQA)
+    monkeypatch.setattr(train_step.subprocess, "run", listened)
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    out = tmp_path / "result.json"
+    result = run(train_step.TrainStep(length=8, rounds=1, out=out), out)
+    libraries = {"jax", "flax", "optax", "jaxcoder", "torch", "transformers"}
+    assert libraries & imported["jaxcoder"] == libraries - {"torch", "transformers"}
+    assert libraries & imported["transformers"] == {"torch", "transformers"}
+    assert result["settings"] == {"dtype": "float32", "rows": 1, "length": 8, "remat": False}
+    assert all(result["peak_bytes"][side] > 1e8 for side in ("jaxcoder", "transformers"))
+    assert result["ratios"]["jaxcoder / transformers"]["tokens_per_second"]["median"] > 0
+
+
+def test_train_step_of_one_side_needs_its_inputs() -> None:
+    with pytest.raises(ValueError, match="only is jaxcoder and inputs is None, expected both"):
+        train_step.TrainStep(only="jaxcoder").run()
+
+
 # One round of each
 
 
@@ -242,3 +292,68 @@ def test_proof_fails_on_a_wrong_logit(
     monkeypatch.setattr(proof.parity, "forward", forward)
     assert proof.main() == 1
     assert "THE PROOF FAILED" in capsys.readouterr().out
+
+
+# Runs that are interrupted
+
+
+def ended(number: int, status: int, said: str = "", *, logged: int = 0, committed: int = 0) -> Link:
+    """A start that signal `number` was sent to."""
+    return Link(Interruption(signal=number), status, said, 1.0, committed, "", logged)
+
+
+ENDINGS = {
+    signal.SIGKILL: [(0, ""), (-signal.SIGKILL, "")],
+    signal.SIGTERM: [
+        (0, ""),
+        (-signal.SIGTERM, ""),
+        (0, "SIGTERM: ended after step 3 of 60; the same command goes on"),
+    ],
+}
+"""Of a process that a signal is sent to: the first is over already."""
+
+
+@pytest.mark.parametrize(("number", "endings"), ENDINGS.items())
+def test_a_signal_interrupts_what_it_ends(number: int, endings: list[tuple[int, str]]) -> None:
+    found = [was_interrupted(ended(number, *ending)) for ending in endings]
+    assert found == [False, *[True] * (len(endings) - 1)]
+
+
+def test_as_many_interruptions_as_were_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill that came as the process ended was a stop, and not done again: 29 kills of 30."""
+    endings = {number: itertools.cycle(each) for number, each in ENDINGS.items()}
+
+    class Rigged:
+        """A process that waits for its signal, if it is to get one."""
+
+        def __init__(self, words: list[str], **_: Any) -> None:
+            self.returncode, self._said = 0, ""
+            if json.loads(words[3])["place"] != "nowhere":
+                self.send_signal(signal.SIGKILL)
+
+        def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+            if timeout is not None:
+                raise subprocess.TimeoutExpired("", timeout)
+            return "", self._said
+
+        def send_signal(self, number: int) -> None:
+            self.returncode, self._said = next(endings[number])
+
+    monkeypatch.setattr(interrupted_run.subprocess, "Popen", Rigged)
+    monkeypatch.setattr(resume, "differences", lambda *_: [])
+    found = resume.measure(tmp_path, threads=2, kills=9, stops=5, seed=0)
+    assert (found["kills"], found["stops"]) == (9, 5)
+
+
+def test_a_stop_before_a_step_does_not_lose_what_a_kill_lost() -> None:
+    """SIGTERM amid the imports, after a kill: the steps after its checkpoint are the kill's."""
+    killed = ended(signal.SIGKILL, -signal.SIGKILL, logged=7, committed=5)
+    stopped = ended(signal.SIGTERM, -signal.SIGTERM, logged=7, committed=5)
+    found = counts([killed, stopped])
+    assert (found["kills"], found["stops"]) == (1, 1)
+    assert found["most steps done again after a kill"] == 2
+    assert found["most steps done again after a stop"] == 0
+    late = stopped._replace(logged=8)
+    assert counts([killed, late])["most steps done again after a stop"] == 3

@@ -1,8 +1,8 @@
 """kill -9 costs a run nothing but time: in the end it is, bit for bit, the run that was left alone.
 
 Every start is a process of its own, with one thread of the processor, killed inside a phase of a
-save, inside a write, in a step or at a random moment. `benchmarks/resume.py` kills 30 times, and
-with two threads too: docs/resume.json.
+save, inside a write, in a step, while that compiles, or at a random moment. `benchmarks/resume.py`
+kills 30 times, and with two threads too: docs/resume.json.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from training_run import Undisturbed
 
-from benchmarks.interrupted_run import Link, counts, differences, start
+from benchmarks.interrupted_run import Link, counts, differences, finished, start
 from benchmarks.interrupted_start import Interruption
 from benchmarks.resume import measure
 from train.checkpoint_folder import PHASES, step_folder
@@ -34,6 +34,7 @@ KILLS = {
     "before the config is there": Interruption("rename to config.json"),
     "before the tokenizer is there": Interruption("rename to tokenizer.json"),
     "before the tokens are there": Interruption("rename to tokens-"),
+    "while the first step compiles": Interruption("compile", delay=0.5),
     "in the first step": Interruption("step", 1),
     "temp write": Interruption("temp write", 2),
     "fsync": Interruption("fsync", 4),
@@ -43,7 +44,7 @@ KILLS = {
     "deletion": Interruption("deletion", 4),
     "before the old metrics are there": Interruption("rename to metrics.jsonl"),
 }
-RANDOM = 1
+MOMENTS = 3
 SEED = random.randrange(1 << 32)
 """Of the random moments: another in each run of the tests, and told where one fails."""
 
@@ -56,36 +57,67 @@ class Killed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def killed(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+def at_places(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """The kills one after the other, then a start that is left alone."""
-    folder = tmp_path_factory.mktemp("killed")
+    folder = tmp_path_factory.mktemp("places")
     config = dataclasses.replace(undisturbed.config, out=str(folder / "run"))
     # The tokens are made anew too: a kill is to come before they are there.
     variables = undisturbed.variables | {"JAXCODER_CACHE": str(folder / "cache")}
-    links = {
-        name: start(config, interruption, threads=1, variables=variables)
-        for name, interruption in KILLS.items()
-    }
-    print(f"the moments of the kills are drawn from seed {SEED}")
-    generator = random.Random(SEED)
-    for number in range(RANDOM):
-        links[f"moment {number}"] = start(
-            config,
-            Interruption(),
-            threads=1,
-            after=generator.uniform(1, 3),
-            variables=variables,
-        )
-    links["end"] = start(config, Interruption(), threads=1, variables=variables)
+    compiled, cold = undisturbed.variables["JAX_COMPILATION_CACHE_DIR"], folder / "cold"
+    shutil.copytree(compiled, cold, ignore=shutil.ignore_patterns("jit_train_step-*"))
+    links = {}
+    for name, place in {**KILLS, "end": Interruption()}.items():
+        changed = {"JAX_COMPILATION_CACHE_DIR": str(cold)} if place.place == "compile" else {}
+        links[name] = start(config, place, threads=1, variables=variables | changed)
     return Killed(config, links)
 
 
-def test_all_places_were_reached(killed: Killed) -> None:
+@pytest.fixture(scope="module")
+def at_moments(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """Kills at random moments between 0.1 and 0.9 of the steps, in order, then no more."""
+    folder = tmp_path_factory.mktemp("moments")
+    config = dataclasses.replace(undisturbed.config, out=str(folder / "run"))
+    alone = dataclasses.replace(config, out=str(folder / "alone"))
+    # Signal 0 does nothing but tell the moment of the first step.
+    told = Interruption("step", signal=0)
+    whole = finished(start(alone, told, threads=1, variables=undisturbed.variables))
+    steps = config.loop.steps
+    print(f"the moments of the kills are drawn from seed {SEED}")
+    generator = random.Random(SEED)
+    links = {}
+    for moment in sorted(generator.uniform(0.1, 0.9) * steps for _ in range(MOMENTS)):
+        # From a step on and not from the first: on a machine whose speed changes the run is
+        # not over before.
+        place = Interruption("step", int(moment), delay=moment % 1 * whole.seconds / steps)
+        links[f"after {moment} steps"] = start(
+            config, place, threads=1, variables=undisturbed.variables
+        )
+    links["end"] = start(config, Interruption(), threads=1, variables=undisturbed.variables)
+    return Killed(config, links)
+
+
+@pytest.fixture(scope="module", params=["at_places", "at_moments"])
+def killed(request: pytest.FixtureRequest) -> Killed:
+    """Each of the runs above."""
+    return request.getfixturevalue(request.param)
+
+
+def test_all_kills_happened(killed: Killed) -> None:
     """A kill that did not happen proves nothing."""
+    *kills, end = killed.links.values()
+    assert len(kills) in (len(KILLS), MOMENTS)
+    for link in kills:
+        assert link.status == -signal.SIGKILL, (link.interruption, link.said)
+    assert end.status == 0, end.said
+
+
+def test_kills_came_where_they_were_to(at_places: Killed) -> None:
+    """Every phase of a save is there; a step that still compiles has left nothing."""
     assert {*PHASES} <= {*KILLS}
-    for name in KILLS:
-        assert killed.links[name].status == -signal.SIGKILL, killed.links[name].said
-    assert killed.links["end"].status == 0, killed.links["end"].said
+    compiling = at_places.links["while the first step compiles"]
+    assert "step 0: validation_loss" in compiling.said
+    assert (compiling.logged, compiling.committed) == (0, 0)
+    assert at_places.links["directory fsync"].committed == 6
 
 
 def test_nothing_committed_is_lost(killed: Killed) -> None:
@@ -96,7 +128,6 @@ def test_nothing_committed_is_lost(killed: Killed) -> None:
     assert found["lost committed steps"] == 0
     assert found["goes on elsewhere than at the newest"] == 0, [link.said for link in links]
     assert found["most steps done again after a kill"] <= 2 * killed.config.loop.save_every
-    assert killed.links["directory fsync"].committed == 6
 
 
 def test_result_is_that_of_the_run_left_alone(killed: Killed, undisturbed: Undisturbed) -> None:
@@ -159,7 +190,7 @@ def test_thirty_kills(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("JAXCODER_CACHE", str(tmp_path / "cache"))
     print(f"the moments of the kills are drawn from seed {SEED}")
     found = measure(tmp_path, threads=threads, kills=30, stops=10, seed=SEED)
-    assert found["kills"] == 30 and found["stops"], found
+    assert (found["kills"], found["stops"]) == (30, 10), found
     assert found["most steps done again after a stop"] == 0, found
     for name in ("unreadable latest", "lost committed steps"):
         assert found[name] == 0, found
