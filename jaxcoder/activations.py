@@ -11,13 +11,14 @@ Source of the ideas: activation patching, Vig et al. arXiv:2004.12265; names aft
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from .cache import keys_and_values
 from .config import ModelConfig
@@ -86,30 +87,78 @@ def matching(pattern: str, config: ModelConfig) -> list[str]:
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capture"))
 def forward(
     model: GPTBigCode,
     params: dict,
     tokens: Array,
     *,
-    capture: tuple[str, ...] = (),
-    patch: Mapping[str, Array] | None = None,
+    capture: Sequence[str] = (),
+    patch: Mapping[str, ArrayLike] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The model's logits, and activations on the way. Nothing is checked, see `inspect.run`.
+    """The model's logits, and activations on the way.
 
-    Compiled once for a shape, a `capture` and the names in `patch`; differentiable in `params` and
-    `patch`.
+    A pure function, compiled once for a shape, a `capture` and the names in `patch`. It goes into a
+    jit or vmap of yours, and can be differentiated in `params` and `patch`.
+
+    What is captured, or patched with itself, changes no bit of the rest. In your jit that holds
+    where `tokens` is an argument of it; where it is a constant, or what vmap maps over, the
+    compiler may fuse across activations, and results are equal up to rounding only.
 
     Args:
-      model, params: as the generator has them.
-      tokens: int32 [B, T].
-      capture: names of `shapes`.
+      model, params: as the generator has them; the model's `remat` is not heeded.
+      tokens: int32 [B, T]; the ids, unknown while it is traced, are not checked.
+      capture: names of `shapes`; ``*`` stands for every layer, as in "h.*.attn.pattern". A string
+        by itself is one name.
       patch: name -> what takes the activation's place, in its shape.
 
     Returns:
       (logits float32 [B, T, V], captured name -> float32; where patched, the patch).
+
+    Raises:
+      ValueError: a name that the model has not, or tokens or a patch of another shape.
     """
-    tap = _Tap(model, capture, patch or {}, never=tokens[0, 0] < 0)
+    config = model.config
+    if tokens.ndim != 2 or tokens.size == 0 or tokens.shape[1] > config.n_positions:
+        raise ValueError(
+            f"tokens has shape {list(tokens.shape)}, expected [B, T] with T from 1 to the model's "
+            f"{config.n_positions} positions; a single row is tokens[None]"
+        )
+    wanted = [capture] if isinstance(capture, str) else capture
+    found = tuple(dict.fromkeys(name for asked in wanted for name in matching(asked, config)))
+    patches = _patches(patch or {}, shapes(config, *tokens.shape))
+    # With remat a block is traced by itself, and nothing could be taken out of it.
+    logits, captured = _forward(model.clone(remat=False), params, tokens, found, patches)
+    return logits, {name: captured[name] for name in found}
+
+
+def _patches(
+    patch: Mapping[str, ArrayLike], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Array]:
+    patches = {name: jnp.asarray(value, jnp.float32) for name, value in patch.items()}
+    for name, value in patches.items():
+        if name not in shapes:
+            raise ValueError(
+                f"patch: no activation is called {name!r}; expected one of "
+                "jaxcoder.inspect.names(config), without a star"
+            )
+        if value.shape != shapes[name]:
+            raise ValueError(
+                f"patch: {name!r} has shape {list(value.shape)}, expected "
+                f"{list(shapes[name])} for these tokens"
+            )
+    return patches
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _forward(
+    model: GPTBigCode,
+    params: dict,
+    tokens: Array,
+    capture: tuple[str, ...],
+    patch: dict[str, Array],
+) -> tuple[Array, dict[str, Array]]:
+    """`forward` of what has been checked."""
+    tap = _Tap(model, capture, patch, never=tokens[0, 0] < 0)
     with nn.intercept_methods(tap.intercept):
         logits, _ = model.apply({"params": params}, tokens)
     return tap("logits", logits), tap.captured

@@ -87,15 +87,9 @@ def run(
       ValueError: ids or a name that the model has not, or a patch of another shape.
     """
     ids = _ids(generator, tokens)
-    wanted = [capture] if isinstance(capture, str) else capture
-    found = dict.fromkeys(
-        name for asked in wanted for name in activations.matching(asked, generator.config)
+    return Run(
+        *activations.forward(generator.model, generator.params, ids, capture=capture, patch=patch)
     )
-    patches = _patches(patch or {}, activations.shapes(generator.config, *ids.shape))
-    logits, captured = activations.forward(
-        generator.model, generator.params, ids, capture=tuple(found), patch=patches
-    )
-    return Run(logits, {name: captured[name] for name in found})
 
 
 def logit_lens(
@@ -125,39 +119,26 @@ def logit_lens(
         if check_count("position", position, least=-length) >= length:
             raise ValueError(f"position is {position}, but there are {length} tokens")
     places = np.arange(length)[list(chosen)]
-    streams = run(generator, ids, capture=["embed", "h.*"]).activations.values()
-    lens = [_read_out(generator.model, generator.params, x[:, places]) for x in streams]
-    return jnp.stack(lens)
+    return _lens(generator.model, generator.params, ids, places)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read_out(model: GPTBigCode, params: dict, stream: Array) -> Array:
+def _lens(model: GPTBigCode, params: dict, tokens: Array, places: Array) -> Array:
+    """float32 [L + 1, B, P, V] at `places` [P] of tokens [B, T]."""
+
     def read_out(module: GPTBigCode, x: Array) -> Array:
         return module.unembed(module.ln_f(x))
 
-    return cast(Array, model.apply({"params": params}, stream, method=read_out))
+    # The logits of all positions, which nothing here reads, are not computed.
+    _, streams = activations.forward(model, params, tokens, capture=["embed", "h.*"])
+    chosen = jnp.concatenate([stream[:, places] for stream in streams.values()])
+    lens = cast(Array, model.apply({"params": params}, chosen, method=read_out))
+    return lens.reshape(len(streams), len(tokens), len(places), model.config.vocab_size)
 
 
-def _ids(generator: Generator, tokens: Tokens) -> np.ndarray:
+def _ids(generator: Generator, tokens: Tokens) -> Array:
     if isinstance(tokens, str):
         raise ValueError("tokens is str, expected ids [B, T]: [generator.tokenizer.encode(text)]")
     rows, _ = check_token_rows(tokens, None, generator.config)
     check_request(generator.config, [list(row) for row in rows], 0)
-    return rows.astype(np.int32)
-
-
-def _patches(
-    patch: Mapping[str, Array | np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Array]:
-    for name, value in patch.items():
-        if name not in shapes:
-            raise ValueError(
-                f"patch: no activation is called {name!r}; expected one of "
-                "jaxcoder.inspect.names(config), without a star"
-            )
-        if np.shape(value) != shapes[name]:
-            raise ValueError(
-                f"patch: {name!r} has shape {list(np.shape(value))}, expected "
-                f"{list(shapes[name])} for these tokens"
-            )
-    return {name: jnp.asarray(value, jnp.float32) for name, value in patch.items()}
+    return jnp.asarray(rows.astype(np.int32))

@@ -1,7 +1,9 @@
 """`TokenLosses` to look at: text on a ground that is the redder the less the model expected it."""
 
 import html
+import itertools
 import json
+import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +14,9 @@ from .token_losses import TokenLosses
 # Nats at which the ground is fully red: a chance of 1 in 3,000.
 _FULL = 8.0
 _PALE, _RED = (255, 255, 255), (239, 83, 80)
+
+# Control, format (which turns the direction of text, say) and half of a surrogate pair.
+_COMMANDING = ("Cc", "Cf", "Cs")
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -49,11 +54,13 @@ def to_html(losses: TokenLosses, *, is_page: bool = True) -> str:
 def to_terminal(losses: TokenLosses) -> str:
     """The text with 24-bit ANSI colours, and a last line with mean and bits per byte."""
     lines = []
-    for span in _spans(losses):
+    end = _Span("\n", 0.0)  # of the text's last line
+    for span, following in itertools.pairwise([*_spans(losses), end]):
         red, green, blue = _colour(span.loss)
         colour = f"\x1b[38;2;17;17;17;48;2;{red};{green};{blue}m"
         # A coloured line break would paint the rest of the line.
-        parts = [f"{colour}{part}\x1b[0m" if part else "" for part in _shown(span.text)]
+        shown = _shown(span.text, following.text[0])
+        parts = [f"{colour}{part}\x1b[0m" if part else "" for part in shown]
         lines.append("\n".join(parts))
     return "".join(lines) + f"\n{_summary(losses)}; white is 0 nats, red {_FULL:g} or more\n"
 
@@ -67,9 +74,15 @@ def to_table(losses: TokenLosses) -> str:
 def to_json(losses: TokenLosses) -> str:
     """A JSON object with tokens, texts, losses (the first null), total and bits_per_byte."""
     numbers = [None if np.isnan(loss) else loss for loss in losses.losses.tolist()]
-    fields = losses._asdict() | {"losses": numbers, "total": losses.total}
     bits = losses.bits_per_byte
-    return json.dumps(fields | {"bits_per_byte": None if np.isnan(bits) else bits}) + "\n"
+    fields = {
+        "tokens": losses.tokens,
+        "texts": losses.texts,
+        "losses": numbers,
+        "total": losses.total,
+        "bits_per_byte": None if np.isnan(bits) else bits,
+    }
+    return json.dumps(fields) + "\n"
 
 
 def _spans(losses: TokenLosses) -> Iterator[_Span]:
@@ -98,16 +111,27 @@ def _colour(loss: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _shown(text: str) -> list[str]:
-    """The lines of `text`; control characters, which may command a terminal, as U+FFFD."""
-    safe = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    return safe.split("\n")
+def _shown(text: str, after: str) -> list[str]:
+    """The lines of `text`; what may command a terminal, as U+FFFD.
+
+    `after` is the character that follows: a carriage return before a line break belongs to that.
+    """
+    pairs = itertools.pairwise(text + after)
+    kept = "".join(c for c, following in pairs if c + following != "\r\n")
+    return "".join("\ufffd" if _commands(c) else c for c in kept).split("\n")
+
+
+def _commands(c: str) -> bool:
+    """Whether a terminal may do something else with the character than show it."""
+    return c not in "\n\t" and unicodedata.category(c) in _COMMANDING
 
 
 def _summary(losses: TokenLosses) -> str:
+    """Count and means; a single token, which nothing predicts, has no mean."""
     count = len(losses.tokens)
-    predicted = max(count - 1, 1)
+    if not losses.predicted_bytes:
+        return f"{count} token" + "s" * (count != 1)
     return (
-        f"{count} tokens, {losses.total / predicted:.3f} nats each, "
+        f"{count} tokens, {losses.total / (count - 1):.3f} nats each, "
         f"{losses.bits_per_byte:.3f} bits per byte"
     )

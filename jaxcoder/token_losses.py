@@ -31,6 +31,9 @@ class TokenLosses(NamedTuple):
     losses: np.ndarray
     """float32 [T], -ln p(token | tokens before) in nats; NaN for the first, which nothing
     predicts."""
+    predicted_bytes: int
+    """Bytes, in UTF-8, of all tokens but the first. They are not those of texts[1:]: a first token
+    that ends amid a character has some of its bytes there."""
 
     @property
     def total(self) -> float:
@@ -39,8 +42,8 @@ class TokenLosses(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        """`total` in bits over the bytes, in UTF-8, of all tokens but the first; NaN of none."""
-        size = len("".join(self.texts[1:]).encode())
+        """`total` in bits over `predicted_bytes`; NaN where there are none."""
+        size = self.predicted_bytes
         return self.total / math.log(2) / size if size else math.nan
 
 
@@ -70,7 +73,8 @@ def token_losses(generator: Generator, text: str) -> TokenLosses:
         found = _window_losses(generator, piece)
         losses[start + known : start + len(piece)] = found[known - 1 : len(piece) - 1]
         start += window - window // 2
-    return TokenLosses(ids, _texts(generator, ids), losses)
+    pieces = [generator.tokenizer.token_bytes(token) for token in ids]
+    return TokenLosses(ids, _texts(pieces), losses, sum(map(len, pieces[1:])))
 
 
 def _window_losses(generator: Generator, ids: list[int]) -> np.ndarray:
@@ -99,8 +103,8 @@ def _losses(model: GPTBigCode, params: dict, tokens: Array) -> Array:
     return cast(Array, model.apply({"params": params}, tokens, method=losses))
 
 
-def _texts(generator: Generator, ids: list[int]) -> list[str]:
+def _texts(pieces: list[bytes]) -> list[str]:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    texts = [decoder.decode(generator.tokenizer.token_bytes(token)) for token in ids]
+    texts = [decoder.decode(piece) for piece in pieces]
     texts[-1] += decoder.decode(b"", final=True)
     return texts

@@ -112,6 +112,15 @@ def test_texts_are_the_text(generator: Generator) -> None:
     assert got.texts[emoji - 1] == ""
 
 
+def test_bits_per_byte_is_over_all_bytes_after_the_first_token(generator: Generator) -> None:
+    """One that ended amid a character, as in 'é', had its bytes counted with the next token's."""
+    got = token_losses(generator, "😀 = 1\n")
+    assert got.texts[:2] == ["", "😀"]
+    assert generator.tokenizer.token_bytes(got.tokens[0]) == "😀".encode()[:3]
+    assert got.predicted_bytes == 1 + len(" = 1\n")
+    assert got.bits_per_byte == got.total / math.log(2) / got.predicted_bytes
+
+
 @pytest.mark.parametrize(("text", "message"), [("", "is empty"), (b"x", "is bytes")])
 def test_what_has_no_loss_is_refused(generator: Generator, text: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"text {message}, expected a str"):
@@ -124,7 +133,15 @@ LOSSES = TokenLosses(
     [1, 2, 3, 4, 5],
     ["a", "<&", "", "😀\n", "\x1b[2J"],
     np.array([np.nan, 4.0, 1.0, 1.0, 80.0], np.float32),
+    11,
 )
+COLOUR = re.compile(r"\x1b\[38;2;17;17;17;48;2;(\d+);(\d+);(\d+)m|\x1b\[0m")
+
+
+def losses_of(*texts: str) -> TokenLosses:
+    """A token a text, each with a loss of 1 but the first."""
+    losses = np.array([np.nan] + [1.0] * (len(texts) - 1), np.float32)
+    return TokenLosses(list(range(len(texts))), [*texts], losses, len("".join(texts[1:]).encode()))
 
 
 def test_html_shows_all_of_the_text(generator: Generator) -> None:
@@ -153,10 +170,35 @@ def test_html_is_a_page_or_a_part_of_one() -> None:
 def test_terminal_shows_the_text_and_obeys_nothing_in_it() -> None:
     """A control character in a file would command the terminal; a coloured line break its rest."""
     shown = to_terminal(LOSSES)
-    colour = re.compile(r"\x1b\[38;2;17;17;17;48;2;(\d+);(\d+);(\d+)m|\x1b\[0m")
-    assert colour.sub("", shown).startswith("a<&😀\n\ufffd[2J\n5 tokens, 21.500 nats each")
+    assert COLOUR.sub("", shown).startswith("a<&😀\n\ufffd[2J\n5 tokens, 21.500 nats each")
     assert "\x1b[0m\n" in shown
-    assert next(match.groups() for match in colour.finditer(shown)) == ("255", "255", "255")
+    assert next(match.groups() for match in COLOUR.finditer(shown)) == ("255", "255", "255")
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        (["a\r\n", "b"], "a\nb"),
+        (["a\r", "\n", "b\r", "\nc"], "a\nb\nc"),
+        (["a\r", "b", "\r\r\n"], "a\ufffdb\ufffd\n"),
+        (["a\u00a0b", "\tc", "\ue000"], "a\u00a0b\tc\ue000"),
+        (["a\x1b", "\x9b", "\u202e", "\u200b"], "a" + "\ufffd" * 4),
+        (["\ud800", "a"], "\ufffda"),
+    ],
+    ids=["crlf", "crlf-apart", "cr", "blanks", "commands", "surrogate"],
+)
+def test_terminal_replaces_what_could_command_it_and_nothing_else(
+    texts: list[str], shown: str
+) -> None:
+    """Every line end of a CRLF file, and every no-break space, was shown as U+FFFD."""
+    assert COLOUR.sub("", to_terminal(losses_of(*texts))).startswith(f"{shown}\n{len(texts)} tok")
+
+
+def test_a_single_token_has_no_figure() -> None:
+    """'nan bits per byte' was told of it, and 0 nats."""
+    for shown in (to_terminal(losses_of("a")), to_html(losses_of("a"))):
+        assert re.search(r"(^|>)1 token; white is", shown, re.MULTILINE)
+        assert "nan" not in shown and "bits" not in shown
 
 
 def test_table_and_json_have_all_losses() -> None:
@@ -164,6 +206,8 @@ def test_table_and_json_have_all_losses() -> None:
     found = json.loads(to_json(LOSSES))
     assert found["losses"] == [None, 4.0, 1.0, 1.0, 80.0]
     assert found["total"] == 86.0 and found["texts"] == LOSSES.texts
+    assert list(found) == ["tokens", "texts", "losses", "total", "bits_per_byte"]
+    assert json.loads(to_json(losses_of("a")))["bits_per_byte"] is None
 
 
 def test_inspect_offers_what_is_here() -> None:
