@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from jaxcoder.errors import CheckpointError
-from train import checkpoint_folder, folder_probe
+from train import checkpoint_folder, folder_probe, orbax_files
 from train import checkpoints as checkpoints_module
 from train.checkpoint_folder import PHASES, committed_steps, step_folder
 from train.checkpoints import Checkpoints
@@ -468,6 +468,80 @@ def test_failure_in_each_phase_surfaces(tmp_path: Path, phase, message, left, su
     reader.prepare()
     assert reader.newest_valid() == left[-1]
     assert_restores(reader, left[-1])
+
+
+def one_bit_off(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    changed = arrays["params/h_0/bias"].copy()
+    changed.view(np.uint32)[2] ^= 1
+    return arrays | {"params/h_0/bias": changed}
+
+
+WRONG_WRITES: dict[str, tuple[Callable, str]] = {
+    "a bit": (one_bit_off, "params/h_0/bias is not what was written"),
+    "a shape": (lambda a: a | {"step": a["step"].reshape(1)}, "step is not what was written"),
+    "a type": (
+        lambda a: a | {"params/wte": a["params/wte"].astype(np.float32)},
+        "params/wte is not what was written",
+    ),
+    "a leaf too few": (lambda a: {name: a[name] for name in a if name != "step"}, "step"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_WRITES)
+def test_arrays_written_wrongly_are_found_before_an_old_checkpoint_goes(
+    tmp_path: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hashes were those of whatever lay on the disk, and the last good checkpoint went."""
+    checkpoints = saved(tmp_path, 1, keep=1)
+    change, message = WRONG_WRITES[mistake]
+    write = orbax_files.write_arrays
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            orbax_files, "write_arrays", lambda folder, arrays: write(folder, change(arrays))
+        )
+        checkpoints.save(2, state(2), {"note": 2})
+        with pytest.raises(CheckpointError, match=rf"step-00000002: cannot be written .*{message}"):
+            checkpoints.wait()
+    assert names(tmp_path) == ["step-00000001"]
+    assert_restores(checkpoints, 1)
+    checkpoints.save(2, state(2), {"note": 2})
+    checkpoints.wait()
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_no_old_checkpoint_goes_for_one_that_is_damaged_at_once(tmp_path: Path) -> None:
+    """A disk that loses what it was given: the new one is read again where it is to stay."""
+
+    def damage(phase: str, step: int) -> None:
+        if (phase, step) == ("directory fsync", 2):
+            flip(largest(step_folder(tmp_path, 2)))
+
+    checkpoints = Checkpoints(tmp_path, keep=1, on_phase=damage)
+    checkpoints.prepare()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"note": step})
+    with pytest.raises(CheckpointError, match=r"step-00000002: .* is not what was written"):
+        checkpoints.wait()
+    assert committed_steps(tmp_path) == [1, 2]
+    assert Checkpoints(tmp_path).newest_valid(allow_fallback=True) == 1
+
+
+def test_the_damaged_one_is_put_back_where_its_successor_cannot_come(tmp_path: Path) -> None:
+    """It was renamed away first, and stayed away: the error said that all were as before."""
+
+    def fail(phase: str, step: int) -> None:
+        if phase == "rename":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    saved(tmp_path, 1, 2)
+    flip(largest(step_folder(tmp_path, 2)))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    checkpoints = Checkpoints(tmp_path, on_phase=fail)
+    assert checkpoints.newest_valid(allow_fallback=True) == 1
+    checkpoints.save(2, state(2), {"note": 2})
+    with pytest.raises(CheckpointError, match=r"step-00000002: cannot be written .*Input/output"):
+        checkpoints.wait()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_folder_deleted_meanwhile(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from train_cases import TOY, flat, relative_error, toy_params
 
 from jaxcoder.model import GPTBigCode, init_params
 from train.config import OptimizerConfig
-from train.optimizer import decays, learning_rate, make_optimizer
+from train.optimizer import decays, learning_rate, make_optimizer, moments_are_finite
 
 CONFIG = OptimizerConfig(peak_lr=2e-3, warmup_steps=10, final_lr_ratio=0.1)
 STEPS = 110
@@ -131,7 +131,10 @@ def test_a_step_that_is_not_taken_leaves_the_moments_as_they_were() -> None:
 
 
 def test_donated_moments_are_changed_in_place() -> None:
-    """The gradients of all weights stay, and no copy of the moments; control: optax's own order."""
+    """The gradients of all weights stay, and no copy of the moments; control: optax's own order.
+
+    Also where the step is taken only if the moments are finite.
+    """
     matrices, size = 8, 512
     weights = {str(number): jnp.zeros((size, size)) for number in range(matrices)}
     model = matrices * size * size * 4
@@ -163,7 +166,7 @@ def step_bytes(update: Callable, weights: dict) -> int:
             return y.sum()
 
         gradients = jax.grad(loss)(weights)
-        is_taken = jnp.isfinite(optax.tree.norm(gradients))
+        is_taken = jnp.isfinite(optax.tree.norm(gradients)) & moments_are_finite(state).all()
         updates, state = update(gradients, state, weights, is_taken=is_taken)
         weights = jax.tree.map(
             lambda leaf, update: jnp.where(is_taken, leaf - 1e-3 * update, leaf), weights, updates

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,15 +14,18 @@ from train_cases import assert_bitwise_equal
 from training_run import MODEL, command_words, run_config
 from watched_steps import WatchedSteps, watched
 
+from jaxcoder.checkpoint import load_checkpoint
 from jaxcoder.tokenizer import Tokenizer
 from train import cli
 from train import report as report_module
 from train.config import LoraConfig, TrainConfig
 from train.data import Batch, BatchSource, Contents
 from train.fim import unpermute
-from train.loop import cache_folder, fit
+from train.loop import fit
 from train.metrics import flops_per_token, read_json_lines
-from train.report import Report
+from train.remarks import LOSSES_KEPT
+from train.report import Report, Reporter
+from train.run_data import cache_folder
 from train.step import (
     Metrics,
     StepConfig,
@@ -66,6 +72,21 @@ def bad_data(state: TrainState, batch: Batch, *, config: StepConfig) -> tuple[Tr
     """A step on a batch with one weight of a token that is no number."""
     batch.loss_mask[1, 7] = np.nan
     return train_step(state, batch, config=config)
+
+
+def bad_moment(
+    state: TrainState, batch: Batch, *, config: StepConfig
+) -> tuple[TrainState, Metrics]:
+    """A step from a state with one NaN among the first moments."""
+    *blocks, name = BAD_TENSOR.split("/")
+    tensors = functools.reduce(dict.__getitem__, blocks, state.opt_state[1].mu)
+    tensors[name] = tensors[name].at[3, 5].set(np.nan)
+    return train_step(state, batch, config=config)
+
+
+def no_token(state: TrainState, batch: Batch, *, config: StepConfig) -> tuple[TrainState, Metrics]:
+    """A step on a batch of which nothing counts."""
+    return train_step(state, batch._replace(loss_mask=0 * batch.loss_mask), config=config)
 
 
 BAD_STEPS = {"gradient": bad_gradient, "loss": bad_loss, "data": bad_data}
@@ -215,6 +236,53 @@ def test_a_bad_adapter_is_named(
     assert set(line["bad_tensors"]) == {f"h_{n}/attn/q/{part}" for n in (0, 1) for part in "ab"}
 
 
+def test_a_bad_moment_never_reaches_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The run stops, since no later step mends it; what it says of the checkpoints is true.
+
+    It went into the weights, and they were saved: "the newest checkpoint has the weights from
+    before them", said the end.
+    """
+    config = run_config(tmp_path, steps=STEPS, save_every=2, eval_every=STEPS, max_bad_steps=3)
+    steps = watched(monkeypatch, spoiled={2: bad_moment})
+    assert cli.main(command_words(config)) == 1
+    said = capsys.readouterr().err
+    expected = rf"step 3: not finite: loss \d\S+, gradients of no tensor, moments of {BAD_TENSOR}; "
+    assert re.search(expected, said)
+    assert "train: step 5: 3 steps in a row were not finite" in said
+    assert "its newest checkpoint has them, with sound weights" in said
+    assert [line["bad_moments"] for line in told(tmp_path / "run")] == [[BAD_TENSOR]] * 3
+    for number in (3, 4, 5):
+        assert_bitwise_equal(steps.states[number].params, steps.states[2].params)
+
+    assert cli.main(command_words(config)) == 1, "the same command stops here again"
+    assert "train: step 5: 3 steps in a row" in capsys.readouterr().err
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "export")]) == 0
+    _, params = load_checkpoint(tmp_path / "export", dtype="float32")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_batch_without_a_counted_token_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It went by without a word where its step was none of those that are logged."""
+    config = run_config(tmp_path, steps=STEPS, save_every=STEPS, eval_every=STEPS, log_every=STEPS)
+    steps = watched(monkeypatch, spoiled={2: no_token})
+    assert fit(config) == (STEPS, True)
+    assert_unchanged(steps, 2)
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    (line,) = [line for line in lines if "skipped" in line]
+    assert (line["step"], line["skipped"]) == (3, "no token counts")
+    assert_pieces(line["pieces"], config, 2)
+    said = capsys.readouterr().err
+    assert (
+        f"step 3: no token of its batch counts in the loss; pieces {', '.join(line['pieces'])}; "
+        "weights and optimizer are as they were"
+    ) in said
+    assert not told(tmp_path / "run")
+
+
 def test_a_run_that_holds_nothing_out_has_no_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -232,6 +300,78 @@ def test_a_run_that_holds_nothing_out_has_no_validation(
         assert len([line for line in lines if "loss" in line]) == STEPS
         assert (Path(each.out) / "samples.jsonl").exists() == bool(expected)
         assert ("validation_loss" in capsys.readouterr().err) == bool(expected)
+
+
+def reporter_of(run: Path, config: TrainConfig, **arguments: Any) -> Reporter:
+    """One without a validation; pieces are described as their numbers."""
+    return Reporter(
+        run, config, MODEL, None, tensors=[], describe=str, **{"after_step": 0} | arguments
+    )
+
+
+def metrics_of(loss: float, *, tokens: float = 9.0) -> Metrics:
+    """Of a step that is finite."""
+    flags = np.array([], np.bool_)
+    return Metrics(np.float32(loss), tokens, 0.5, 1e-3, np.bool_(True), flags, flags, np.int32(0))
+
+
+ONE_TOKEN = Batch(*(np.ones((1, 2), np.int32) for _ in Batch._fields))
+
+
+def report_losses(reporter: Reporter, losses: list[float], *, after: int = 0) -> None:
+    for step, loss in enumerate(losses, after + 1):
+        reporter.step(Report(step, ONE_TOKEN, Contents([[4, 5], [6]], 0), metrics_of(loss)))
+
+
+def spikes(run: Path) -> list[dict]:
+    path = run / "metrics.jsonl"
+    lines = read_json_lines(path) if path.exists() else []
+    return [line for line in lines if "loss_spike" in line]
+
+
+def test_a_loss_spike_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A loss of a hundred times the usual one went by without a word. The run goes on.
+
+    Control: less than three times is nothing to speak of.
+    """
+    reporter = reporter_of(tmp_path, run_config(tmp_path, steps=200, log_every=100))
+    report_losses(reporter, [3.0, 2.0, 2.5] * 4 + [7.4, 250.0, 2.5])
+    (line,) = spikes(tmp_path)
+    pieces = ["4 4", "5 5", "6 6"]
+    assert line == {"step": 14, "loss_spike": 250.0, "median_loss": 2.5, "pieces": pieces}
+    assert capsys.readouterr().err == (
+        "step 14: loss 250 is more than 3 times the median 2.5 of the last 13; "
+        "pieces 4 4, 5 5, 6 6; the step was taken, the run goes on\n"
+    )
+
+
+def test_a_spike_needs_losses_to_stand_out_from(tmp_path: Path) -> None:
+    """The first losses of a run are not judged; a lasting new height is soon the usual one."""
+    reporter = reporter_of(tmp_path, run_config(tmp_path, steps=200, log_every=1000))
+    report_losses(reporter, [2.0] * 7 + [20.0])
+    assert not spikes(tmp_path)
+    report_losses(reporter, [2.0] * LOSSES_KEPT + [20.0] * 99, after=8)
+    told = [line["step"] for line in spikes(tmp_path)]
+    assert told == [*range(8 + LOSSES_KEPT + 1, told[-1] + 1)]
+    assert len(told) <= LOSSES_KEPT // 2 + 1
+
+
+def test_losses_to_compare_with_go_on_with_a_run(tmp_path: Path) -> None:
+    """A start says what the run without an interruption says. Control: without them, nothing."""
+    config = run_config(tmp_path, steps=200, log_every=100)
+    first = reporter_of(tmp_path, config)
+    report_losses(first, [0.2, 0.3] * 20)
+    report_losses(first, [1.9], after=40)
+    totals = json.loads(json.dumps(first.totals()))
+    whole = spikes(tmp_path)
+    assert [line["step"] for line in whole] == [41]
+    for name, given in (("goes on", totals), ("forgets", None)):
+        (tmp_path / name).mkdir()
+        start = reporter_of(tmp_path / name, config, after_step=41, totals=given)
+        report_losses(start, [1.9], after=41)
+        assert [line["step"] for line in spikes(tmp_path / name)] == [42] * bool(given)
+    report_losses(first, [1.9], after=41)
+    assert spikes(tmp_path)[1:] == spikes(tmp_path / "goes on")
 
 
 class Clock:
@@ -272,14 +412,11 @@ def test_rates_are_of_all_tokens_shown(
     monkeypatch.setattr(report_module, "peak_flops", lambda kind: peak)
     monkeypatch.setattr(report_module, "progress_bar", lambda **_: bar)
     config = run_config(tmp_path, steps=7, log_every=3)
-    reporter = report_module.Reporter(
-        tmp_path, config, MODEL, None, tensors=[], describe=str, after_step=0
-    )
+    reporter = reporter_of(tmp_path, config)
     segment_ids = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]], np.int32)
     weights = np.array([[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], np.float32)
     batch = Batch(segment_ids, segment_ids, segment_ids, weights)
-    good = np.bool_(True)
-    metrics = Metrics(np.float32(2.5), weights.sum(), 0.5, 1e-3, good, np.array([]), np.int32(0))
+    metrics = metrics_of(2.5, tokens=float(weights.sum()))
     for step in range(1, 8):
         reporter.step(Report(step, batch, Contents([[4, 5], [6]], 2), metrics))
 

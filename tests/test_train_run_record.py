@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from train.run_folder import CHECKPOINTS, CONFIG_FILE, DATA_FILE, START_FILE, TOKENIZER_FILE
-from train.run_record import remove_partial_files, undone_on_failure
+from train.run_folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    DATA_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    START_FILE,
+    TOKENIZER_FILE,
+)
+from train.run_record import TENSORBOARD, remove_partial_files, undone_on_failure
 
-NAMES = (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE)
+NAMES = (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE)
 
 
 def test_what_a_failed_start_wrote_goes_and_the_config_last(
@@ -29,6 +37,8 @@ def test_what_a_failed_start_wrote_goes_and_the_config_last(
         for name in NAMES:
             (tmp_path / name).touch()
         (tmp_path / CHECKPOINTS).mkdir()
+        (tmp_path / TENSORBOARD).mkdir()
+        (tmp_path / TENSORBOARD / "events").touch()
         raise ValueError("a mistake")
     assert sorted(gone) == sorted(NAMES)
     assert gone[-1] == CONFIG_FILE
@@ -48,6 +58,15 @@ def test_what_was_there_before_stays(tmp_path: Path) -> None:
         CONFIG_FILE,
         TOKENIZER_FILE,
     ]
+
+
+def test_what_is_kept_is_not_undone(tmp_path: Path) -> None:
+    """From the first step on there is something to go on with."""
+    with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path) as keep:
+        (tmp_path / CONFIG_FILE).touch()
+        keep()
+        raise ValueError("a mistake")
+    assert (tmp_path / CONFIG_FILE).exists()
 
 
 def test_a_signal_undoes_nothing(tmp_path: Path) -> None:

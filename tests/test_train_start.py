@@ -8,8 +8,8 @@ from training_run import run_config
 
 from jaxcoder.errors import ConfigError, TokenizerError
 from train.config import SourceConfig
-from train.loop import prepare_data
 from train.presets import smoke
+from train.run_data import prepare_data
 from train.run_folder import TOKENIZER_FILE
 from train.start import find_origin, prepare_start
 

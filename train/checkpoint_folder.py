@@ -6,6 +6,7 @@ process killed at any moment, or a loss of power, leaves whole checkpoints and l
 `remove_leftovers` knows by their name, nothing in between.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -77,7 +78,7 @@ def commit(
             f"{destination}: holds a valid checkpoint already, expected none; continue from it, "
             "or move it away"
         )
-    partial = unread_name(destination)
+    partial, replaced = unread_name(destination), None
     try:
         partial.mkdir()
         write(partial)
@@ -87,11 +88,15 @@ def commit(
         _sync_files(partial)
         on_phase("fsync", step)
         _sync_directories(partial)
-        replaced = _rename_away(destination) if destination.exists() else None
+        if destination.exists():
+            replaced = _rename_away(destination)
         on_phase("rename", step)
         partial.rename(destination)
     except BaseException as exc:
         shutil.rmtree(partial, ignore_errors=True)
+        if replaced:
+            with contextlib.suppress(OSError):
+                replaced.rename(destination)
         if not isinstance(exc, Exception):
             raise
         # Not OSError alone: the array library wraps what the system says in errors of its own.

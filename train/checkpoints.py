@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved in the background, verified before use, the newest few kept.
+"""Checkpoints of a run: saved and read back in the background, verified before use, few kept.
 
 `orbax_files` stores the arrays; `checkpoint_folder` makes a save atomic.
 """
@@ -31,7 +31,7 @@ from .checkpoint_folder import (
 )
 from .folder_probe import probe_folder
 from .leaves import describe, host_copy, leaf_problems, named_leaves, placed
-from .orbax_files import read_arrays, write_arrays
+from .orbax_files import read_arrays, write_and_read_back
 
 _ARRAYS = "arrays"
 
@@ -195,14 +195,18 @@ class Checkpoints:
         commit(
             self._folder,
             step,
-            write=lambda folder: write_arrays(folder / _ARRAYS, arrays),
+            write=lambda folder: write_and_read_back(folder / _ARRAYS, arrays),
             fields=fields,
             needed_bytes=sum(array.nbytes for array in arrays.values()),
             on_phase=self._on_phase,
         )
-        self._verified.add(step)
         self._damaged.discard(step)
-        for old in self._superseded(step):
+        superseded = self._superseded(step)
+        if superseded:
+            # Before the last one that is known to be whole goes.
+            verify(self._folder, step)
+        self._verified.add(step)
+        for old in superseded:
             self._verified.discard(old)
             self._damaged.discard(old)
             delete(self._folder, old, on_phase=self._on_phase)

@@ -85,6 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingStopped as exc:
         say(f"train: {exc}")
         return 1
+    except (MemoryError, RuntimeError) as exc:
+        from .memory import is_out_of_memory, out_of_memory
+
+        if not is_out_of_memory(exc):
+            raise
+        say(f"train: {out_of_memory(exc)}; what is saved is whole: give the command more memory")
+        return 1
     except KeyboardInterrupt:
         return 130
 

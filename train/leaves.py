@@ -46,6 +46,14 @@ def describe(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
+def is_same(array: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays agree in shape, type and every bit, NaNs among them."""
+    if describe(array) != describe(other):
+        return False
+    a, b = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (array, other))
+    return np.array_equal(a, b)
+
+
 def leaf_problems(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Where leaves `saved`, as `describe` gives them, are not those `expected`, both by name."""
     problems = [f"{name} is missing" for name in expected if name not in saved]

@@ -9,10 +9,11 @@ The order of events of a run:
 """
 
 import contextlib
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from jaxcoder.devices import announce, default_device
 from jaxcoder.diagnostics import say
@@ -21,24 +22,18 @@ from jaxcoder.errors import ConfigError
 from .checkpoint_folder import committed_steps
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .data import Batch, BatchSource, Contents
-from .evaluation import Validation
+from .data import Batch, Contents
+from .memory import out_of_memory_told
 from .report import Report, Reporter
 from .restore import restore, step_config
+from .run_data import Data, prepare_data
 from .run_folder import CHECKPOINTS, record_config
 from .run_lock import run_lock
-from .run_record import (
-    record_data,
-    record_start,
-    recorded_data,
-    remove_partial_files,
-    undone_on_failure,
-)
+from .run_record import record_start, remove_partial_files, undone_on_failure
 from .signals import Stopped, StopRequest, stop_on_signals
-from .start import Origin, Start, prepare_start
+from .start import Origin
 from .start_checks import check_start
 from .step import StepConfig, TrainState, model_params, tensor_names, train_step
-from .store import open_store
 
 
 class Outcome(NamedTuple):
@@ -48,17 +43,6 @@ class Outcome(NamedTuple):
     """Steps done and saved."""
     is_finished: bool
     """Whether the run is done; False after a signal."""
-
-
-class Data(NamedTuple):
-    """What a run shows to its model, and the beginning of the model itself."""
-
-    start: Start
-    """The model's config, weights and tokenizer."""
-    source: BatchSource
-    """The batches, by step."""
-    validation: Validation
-    """What is measured between steps."""
 
 
 def fit(
@@ -75,9 +59,9 @@ def fit(
       ConfigError: mistakes in `config`, or the run directory belongs to another run.
       CheckpointError: a model that cannot be used, a damaged checkpoint, or a save that failed.
       TokenizerError: of the model, or made for another one.
-      TrainingStopped: too many steps in a row were not finite.
+      TrainingStopped: too many steps in a row were not finite, or the memory did not suffice.
 
-    An error that ends a first start before its first step leaves nothing that it has made.
+    An error that ends a first start before its first step is done leaves nothing that it has made.
     """
     run = Path(config.out)
     with stop_on_signals() as stop:
@@ -86,7 +70,7 @@ def fit(
                 origin = check_start(config)
         except Stopped:
             return _ended_before_a_step(run, stop)
-        with run_lock(run):
+        with run_lock(run), out_of_memory_told(run, config):
             return _fit(
                 run,
                 config,
@@ -95,6 +79,17 @@ def fit(
                 allow_older_checkpoint=allow_older_checkpoint,
                 resume=resume,
             )
+
+
+class _Begun(NamedTuple):
+    """A run that is ready for its next step."""
+
+    checkpoints: Checkpoints
+    data: Data
+    settings: StepConfig
+    state: TrainState
+    extra: dict[str, Any]
+    """The fields that were saved with the state."""
 
 
 def _fit(
@@ -107,37 +102,19 @@ def _fit(
     resume: bool,
 ) -> Outcome:
     """`fit` with the run's folder locked."""
-    try:
-        with undone_on_failure(run):
-            checkpoints = _open_checkpoints(run, config, resume=resume)
-            with stop.immediate():
-                data = prepare_data(run, config, origin)
-            settings = step_config(config, data.start.config)
-            record_start(run, data.start.config, dtype=settings.model.dtype.name)
-            announce(default_device(), settings.model.dtype.name)
-            stop.check()
-            state, extra = restore(
-                checkpoints, config, data.start, allow_older_checkpoint=allow_older_checkpoint
-            )
-    except Stopped:
-        return _ended_before_a_step(run, stop)
-    reporter = Reporter(
-        run,
-        config,
-        data.start.config,
-        data.validation,
-        tensors=tensor_names(state.params),
-        describe=data.source.describe,
-        after_step=int(state.step),
-        overflows=extra.get("fim_overflows", 0),
-    )
-    with reporter:
-        loop = _Loop(config, settings, data.source, checkpoints, reporter)
+    with undone_on_failure(run) as keep:
         try:
-            step = loop.run(state, stop)
-        finally:
-            # Whatever ended the steps: the lock is ours until nothing is written any more.
-            checkpoints.wait()
+            begun = _begin(
+                run,
+                config,
+                origin,
+                stop,
+                allow_older_checkpoint=allow_older_checkpoint,
+                resume=resume,
+            )
+        except Stopped:
+            return _ended_before_a_step(run, stop)
+        step = _take_steps(run, config, begun, stop, on_first_step=keep)
     if stop:
         say(
             f"{stop.name}: ended after step {step} of {config.loop.steps}; the same command goes on"
@@ -145,60 +122,60 @@ def _fit(
     return Outcome(step, step == config.loop.steps and not stop)
 
 
+def _begin(
+    run: Path,
+    config: TrainConfig,
+    origin: Origin,
+    stop: StopRequest,
+    *,
+    allow_older_checkpoint: bool,
+    resume: bool,
+) -> _Begun:
+    """All that comes before the steps; raises `Stopped` at a signal."""
+    checkpoints = _open_checkpoints(run, config, resume=resume)
+    with stop.immediate():
+        data = prepare_data(run, config, origin)
+    settings = step_config(config, data.start.config)
+    record_start(run, data.start.config, dtype=settings.model.dtype.name)
+    announce(default_device(), settings.model.dtype.name)
+    stop.check()
+    state, extra = restore(
+        checkpoints, config, data.start, allow_older_checkpoint=allow_older_checkpoint
+    )
+    return _Begun(checkpoints, data, settings, state, extra)
+
+
+def _take_steps(
+    run: Path,
+    config: TrainConfig,
+    begun: _Begun,
+    stop: StopRequest,
+    *,
+    on_first_step: Callable[[], None],
+) -> int:
+    """The steps that are missing, reported and saved; returns how many are done and saved."""
+    reporter = Reporter(
+        run,
+        config,
+        begun.data.start.config,
+        begun.data.validation,
+        tensors=tensor_names(begun.state.params),
+        describe=begun.data.source.describe,
+        after_step=int(begun.state.step),
+        totals=begun.extra,
+    )
+    with reporter:
+        loop = _Loop(config, begun, reporter, on_first_step)
+        try:
+            return loop.run(begun.state, stop)
+        finally:
+            # Whatever ended the steps: the lock is ours until nothing is written any more.
+            begun.checkpoints.wait()
+
+
 def _ended_before_a_step(run: Path, stop: StopRequest) -> Outcome:
     say(f"{stop.name}: ended before the next step; the same command goes on")
     return Outcome(max(committed_steps(run / CHECKPOINTS), default=0), False)
-
-
-def prepare_data(run: Path, config: TrainConfig, origin: Origin) -> Data:
-    """Tokenizer, tokens and batches of a run; what it began with is written, or compared.
-
-    Args:
-      run: the run's folder.
-      config: its settings.
-      origin: what `check_start` found of the model.
-
-    Raises:
-      ConfigError: the model or the data is not usable, or not what the run began with.
-    """
-    start = prepare_start(config, run, origin)
-    human_eval = config.source.human_eval
-    store = open_store(
-        config,
-        start.tokenizer,
-        cache_folder(),
-        human_eval=None if human_eval is None else Path(human_eval),
-        expected=recorded_data(run),
-    )
-    record_data(run, store.report)
-    say(_counts(store.report))
-    if not store.report["validation_documents"]:
-        say(
-            f"data: warning: of {_count(store.report['documents'], 'document')} none is held out "
-            f"(share {config.source.validation_share}), so there is no validation; for one, start "
-            "a run with a greater --source.validation-share, such as 0.2, and more documents if "
-            "these are few"
-        )
-    source = BatchSource(store, start.tokenizer, config)
-    validation = Validation(store, start.config, start.tokenizer, config=config)
-    return Data(start, source, validation)
-
-
-def _counts(report: Mapping[str, Any]) -> str:
-    """What the data hold and what was left out, in one line; data.json in the run has it all."""
-    left_out = ", ".join(f"{bad['count']} {reason}" for reason, bad in report["bad"].items())
-    overlap = report["humaneval_overlap"]
-    return (
-        f"data: {_count(report['documents'], 'document')} "
-        f"({report['validation_documents']} held out), "
-        f"{report['tokens']} tokens; left out: {left_out or 'none'}; "
-        f"near duplicates: {report['near_duplicates']}; with text of HumanEval: "
-        f"{'not looked for (--source.human-eval FILE)' if overlap is None else overlap}"
-    )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _open_checkpoints(run: Path, config: TrainConfig, *, resume: bool) -> Checkpoints:
@@ -211,25 +188,19 @@ def _open_checkpoints(run: Path, config: TrainConfig, *, resume: bool) -> Checkp
     return checkpoints
 
 
-def cache_folder() -> Path:
-    """Where token stores are kept: $JAXCODER_CACHE, else ~/.cache/jaxcoder."""
-    root = os.environ.get("JAXCODER_CACHE") or Path.home() / ".cache" / "jaxcoder"
-    return Path(root) / "tokens"
-
-
 class _Loop:
     """The steps of one run."""
 
     def __init__(
         self,
         config: TrainConfig,
-        settings: StepConfig,
-        source: BatchSource,
-        checkpoints: Checkpoints,
+        begun: _Begun,
         reporter: Reporter,
+        on_first_step: Callable[[], None],
     ) -> None:
-        self._loop, self._settings, self._source = config.loop, settings, source
-        self._checkpoints, self._reporter = checkpoints, reporter
+        self._loop, self._settings, self._source = config.loop, begun.settings, begun.data.source
+        self._checkpoints, self._reporter = begun.checkpoints, reporter
+        self._on_first_step = on_first_step
 
     def run(self, state: TrainState, stop: StopRequest) -> int:
         """Take the steps that are missing; returns the number of steps done and saved."""
@@ -251,9 +222,13 @@ class _Loop:
     ) -> int:
         """A step for each of `batches` until the last one, or the one amid a signal."""
         loop = self._loop
-        pending: Report | None = None
+        first, pending = int(state.step), None
         for number, batch, contents in batches:
             state, metrics = train_step(state, batch, config=self._settings)
+            if number == first:
+                # What a device has no memory for shows where its result is waited for.
+                jax.block_until_ready(metrics)
+                self._on_first_step()
             # The device computes this step while the one before is reported.
             if pending:
                 self._reporter.step(pending)

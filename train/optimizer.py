@@ -45,6 +45,18 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
     )
 
 
+def moments_are_finite(state: optax.OptState) -> Array:
+    """Whether each tensor's moments are finite, its second ones not below zero; bool [tensors].
+
+    Where they are, and the gradients, so are the updates of `make_optimizer`, whose state this is.
+    To look at the updates themselves, before any moment is overwritten, takes room for all of them.
+    """
+    first, second = (jax.tree.leaves(optax.tree.get(state, name)) for name in ("mu", "nu"))
+    return jnp.stack(
+        [jnp.all(jnp.isfinite(m + v) & (v >= 0)) for m, v in zip(first, second, strict=True)]
+    )
+
+
 def _clipped(gradients: optax.Updates, limit: float) -> optax.Updates:
     """The gradients, with a norm of all together that is `limit` at most.
 

@@ -1,10 +1,11 @@
-"""What a run tells of its steps: metrics, validations, samples, and steps that were not finite."""
+"""What a run tells of its steps: metrics, validations, samples, and steps out of the ordinary."""
 
+import collections
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +17,9 @@ from .config import TrainConfig
 from .data import Batch, Contents
 from .evaluation import Sample, Validation
 from .metrics import JsonLines, TensorBoard, flops_per_token, peak_flops, progress_bar
+from .remarks import LOSSES_KEPT, Remark, remark_on
 from .run_folder import METRICS_FILE, SAMPLES_FILE
+from .run_record import TENSORBOARD
 from .step import Metrics, StepConfig, eval_step
 from .stopped import TrainingStopped
 
@@ -53,7 +56,7 @@ class Reporter:
         tensors: list[str],
         describe: Callable[[int], str],
         after_step: int,
-        overflows: int = 0,
+        totals: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the files; what they say of later steps, which come again, is removed.
 
@@ -65,7 +68,7 @@ class Reporter:
           tensors: the names of what is trained, as `step.tensor_names` gives them.
           describe: where in the data a piece is, as `BatchSource.describe` says it.
           after_step: the step the run goes on after; 0: it begins.
-          overflows: `totals` of that step.
+          totals: what `totals` gave at that step; None: nothing yet.
         """
         self._loop, self._validation, self._tensors = config.loop, validation, tensors
         self._describe = describe
@@ -73,12 +76,14 @@ class Reporter:
         last = after_step or -1
         self._metrics = JsonLines(run / METRICS_FILE, after_step=last)
         self._samples = JsonLines(run / SAMPLES_FILE, after_step=last)
-        board = run / "tensorboard" if config.loop.tensorboard else None
+        board = run / TENSORBOARD if config.loop.tensorboard else None
         self._tensorboard = TensorBoard(board, after_step=last)
         self._bar = progress_bar(total=config.loop.steps, initial=after_step)
         self._flops = flops_per_token(model, config.batch.seq_len)
         self._peak = peak_flops(jax.devices()[0].device_kind)
-        self._overflows = overflows
+        totals = totals or {}
+        self._overflows = totals.get("fim_overflows", 0)
+        self._losses = collections.deque[float](totals.get("losses", ()), LOSSES_KEPT)
         # A start's first step is compiled: the clock begins after it.
         self._clock: float | None = None
         self._tokens = 0
@@ -96,14 +101,18 @@ class Reporter:
         """Report a step, once it is computed.
 
         Raises:
-          TrainingStopped: it is one too many in a row whose loss or gradients were not finite.
+          TrainingStopped: it is one too many in a row that were not finite.
         """
         metrics = jax.device_get(report.metrics)
         self._tokens += int(np.count_nonzero(report.batch.segment_ids[:, 1:]))
         self._overflows += report.contents.overflows
         self._bar.update(report.step - self._bar.n)
-        if not metrics.is_finite:
-            self._bad_step(report, metrics)
+        remark = remark_on(metrics, tensors=self._tensors, losses=self._losses)
+        if remark:
+            self._tell(report, remark)
+        self._stop_if_bad(report.step, metrics)
+        if metrics.is_finite and metrics.tokens:
+            self._losses.append(float(metrics.loss))
         is_due = report.step % self._loop.log_every == 0 or report.step == self._loop.steps
         rates = self._rates() if is_due or self._clock is None else {}
         if not is_due:
@@ -136,9 +145,12 @@ class Reporter:
         share = {"mfu": rate * self._flops / self._peak} if self._peak else {}
         return {"tokens_per_second": rate} | share
 
-    def totals(self) -> dict[str, int]:
-        """Counts since the run began, for the checkpoint: a start that goes on is given them."""
-        return {"fim_overflows": self._overflows}
+    def totals(self) -> dict[str, Any]:
+        """Counts since the run began and the last losses, for the checkpoint, as JSON has them.
+
+        A start that goes on is given them, and says what one without an interruption would.
+        """
+        return {"fim_overflows": self._overflows, "losses": list(self._losses)}
 
     def lacks_validation(self, step: int) -> bool:
         """Whether the validation of `step` is not in the metrics: a signal came before its end."""
@@ -174,30 +186,33 @@ class Reporter:
         for sample in findings.samples:
             self._samples.write({"step": step, **sample._asdict()})
 
-    def _bad_step(self, report: Report, metrics: Metrics) -> None:
-        names = [
-            name
-            for name, is_finite in zip(self._tensors, metrics.tensor_is_finite, strict=True)
-            if not is_finite
-        ]
+    def _tell(self, report: Report, remark: Remark) -> None:
+        """Say a remark with the pieces of the batch, and write it down."""
         pieces = [piece for row in report.contents.pieces for piece in row]
         described = [f"{piece} {self._describe(piece)}" for piece in pieces]
-        self._write({"step": report.step, "bad_tensors": names, "pieces": described})
+        self._write({"step": report.step, **remark.fields, "pieces": described})
         listed = ", ".join(described[:_MOST_PIECES])
         more = f" and {len(pieces) - _MOST_PIECES} more" if len(pieces) > _MOST_PIECES else ""
-        say(
-            f"step {report.step}: not finite: loss {float(metrics.loss)}, gradients of "
-            f"{', '.join(names) or 'no tensor'}; pieces {listed}{more}; "
-            "weights and optimizer are as they were"
+        say(f"step {report.step}: {remark.text}; pieces {listed}{more}; {remark.outcome}")
+
+    def _stop_if_bad(self, step: int, metrics: Metrics) -> None:
+        in_a_row, most = int(metrics.bad_steps), self._loop.max_bad_steps
+        if in_a_row < most:
+            return
+        advice = (
+            "so the checkpoints are sound. Look at the pieces named in metrics.jsonl, or start "
+            "another run with a lower optimizer.peak_lr"
         )
-        in_a_row = int(metrics.bad_steps)
-        if in_a_row >= self._loop.max_bad_steps:
-            raise TrainingStopped(
-                f"step {report.step}: {in_a_row} steps in a row were not finite, "
-                f"loop.max_bad_steps allows fewer than {self._loop.max_bad_steps}; the newest "
-                "checkpoint has the weights from before them. Look at the pieces named in "
-                "metrics.jsonl, or start another run with a lower optimizer.peak_lr"
+        if not metrics.moments_are_finite.all():
+            advice = (
+                "but moments that are not finite stay so. Where the same command stops here again "
+                "its newest checkpoint has them, with sound weights: start another run with the "
+                "export of this one as its --model (python -m train export RUN)"
             )
+        raise TrainingStopped(
+            f"step {step}: {in_a_row} steps in a row were not finite, loop.max_bad_steps allows "
+            f"fewer than {most}; none of them changed weights or optimizer, {advice}"
+        )
 
     def _write(self, fields: dict) -> None:
         self._metrics.write(fields)

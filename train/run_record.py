@@ -8,7 +8,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,15 @@ from .run_folder import (
     CONFIG_FILE,
     DATA_FILE,
     EXPORT,
+    METRICS_FILE,
+    SAMPLES_FILE,
     START_FILE,
     TOKENIZER_FILE,
     differences,
 )
+
+TENSORBOARD = "tensorboard"
+"""The folder for TensorBoard in a run."""
 
 _OPTIONS = (
     "jax_default_matmul_precision",
@@ -93,24 +98,35 @@ def record_data(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def undone_on_failure(folder: Path) -> Iterator[None]:
+def undone_on_failure(folder: Path) -> Iterator[Callable[[], None]]:
     """Remove what a first start has made when an error ends it, all of it unused.
 
-    So that a mistake in the settings can be mended under the same --out.
+    So that a mistake in the settings, or one that asks for too much memory, can be mended under the
+    same --out. It gives what is called once there is something to keep: nothing is removed then.
     """
     # The config last: while it is there, no other settings take over what else is.
-    paths = [folder / name for name in (START_FILE, DATA_FILE, TOKENIZER_FILE, CONFIG_FILE)]
-    new = [path for path in paths if not path.exists()]
+    names = (METRICS_FILE, SAMPLES_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE, CONFIG_FILE)
+    new = [path for path in (folder / name for name in names) if not path.exists()]
+    new_folders = [folder / name for name in (TENSORBOARD,) if not (folder / name).exists()]
     checkpoints = folder / CHECKPOINTS
     is_first = not checkpoints.exists()
+    is_kept = False
+
+    def keep() -> None:
+        nonlocal is_kept
+        is_kept = True
+
     try:
-        yield
+        yield keep
     except Exception:
-        if is_first:
-            with contextlib.suppress(OSError):  # it was not made, or it is not empty
-                checkpoints.rmdir()
-        for path in new:
-            path.unlink(missing_ok=True)
+        if not is_kept:
+            if is_first:
+                with contextlib.suppress(OSError):  # it was not made, or it is not empty
+                    checkpoints.rmdir()
+            for path in new_folders:
+                shutil.rmtree(path, ignore_errors=True)
+            for path in new:
+                path.unlink(missing_ok=True)
         raise
 
 

@@ -1,12 +1,14 @@
 """One training step: loss and gradients of a batch, and the new state; jitted and donated.
 
-A step whose loss or gradients are not finite leaves weights and optimizer bitwise as they were.
-So does one without a token that counts. Both move on to the next step, that is, to the next batch.
+A step whose loss, gradients or moments are not finite leaves weights and optimizer bitwise as they
+were. So does one without a token that counts. Both move on to the next step, that is, to the next
+batch.
 
 Letters: B rows, T tokens predicted by a row, A parts of an accumulated batch.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -20,7 +22,7 @@ from jaxcoder.model import GPTBigCode
 from .config import LoraConfig, OptimizerConfig
 from .lora import init_adapters, merge
 from .loss import chunked_cross_entropy
-from .optimizer import learning_rate, make_optimizer
+from .optimizer import learning_rate, make_optimizer, moments_are_finite
 
 Array = jax.Array
 
@@ -80,7 +82,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     """Adam's moments and the count of steps in them."""
     bad_steps: Array
-    """int32 []: steps in a row, up to the last one, whose loss or gradients were not finite."""
+    """int32 []: steps in a row, up to the last one, that were not finite, see `Metrics`."""
 
 
 class Metrics(NamedTuple):
@@ -96,9 +98,11 @@ class Metrics(NamedTuple):
     learning_rate: Array
     """float32 [], of this step."""
     is_finite: Array
-    """bool []: loss and gradients are; otherwise the step was skipped."""
+    """bool []: loss, gradients and moments are; otherwise the step was skipped."""
     tensor_is_finite: Array
     """bool [tensors]: each gradient's sum of squares is, in the order of `tensor_names`."""
+    moments_are_finite: Array
+    """bool [tensors]: Adam's moments before the step were, in the same order."""
     bad_steps: Array
     """int32 []: as in the new state, whose arrays the next step deletes."""
 
@@ -125,10 +129,14 @@ def tensor_names(params: dict) -> list[str]:
     return ["/".join(key.key for key in path) for path, _ in paths]
 
 
-def bad_tensors(params: dict, metrics: Metrics) -> list[str]:
-    """The names of the tensors of `params` whose gradient was not finite, by `metrics`."""
-    flags = jax.device_get(metrics.tensor_is_finite)
-    return [name for name, ok in zip(tensor_names(params), flags, strict=True) if not ok]
+def bad_tensors(names: Sequence[str], flags: Array) -> list[str]:
+    """Those of `names` whose flag is false.
+
+    Args:
+      names: as `tensor_names` gives them.
+      flags: bool [tensors], of `Metrics`.
+    """
+    return [name for name, ok in zip(names, jax.device_get(flags), strict=True) if not ok]
 
 
 @functools.partial(
@@ -214,7 +222,8 @@ def apply_gradients(
     """
     squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
     norm = jnp.sqrt(squares.sum())
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    are_sound = moments_are_finite(state.opt_state)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm) & are_sound.all()
     rate = learning_rate(state.step, config.optimizer, steps=config.steps)
     is_taken = is_finite & (tokens > 0)
     updates, opt_state = make_optimizer(config.optimizer).update(
@@ -224,7 +233,9 @@ def apply_gradients(
         lambda leaf, update: jnp.where(is_taken, leaf - rate * update, leaf), state.params, updates
     )
     bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
-    metrics = Metrics(loss, tokens, norm, rate, is_finite, jnp.isfinite(squares), bad_steps)
+    metrics = Metrics(
+        loss, tokens, norm, rate, is_finite, jnp.isfinite(squares), are_sound, bad_steps
+    )
     new_state = TrainState(state.step + 1, params, state.frozen, opt_state, bad_steps)
     return new_state, metrics
 
