@@ -34,6 +34,7 @@ class Convert:
     def run(self) -> int:
         """Convert; returns the exit status."""
         convert(resolve_source(self.src), self.dst, dtype=self.dtype)
+        print(f"{self.dst}: written", file=sys.stderr)
         return 0
 
 

@@ -34,6 +34,7 @@ class Export:
     def run(self) -> int:
         """Export; returns the exit status."""
         export(resolve(self.src), self.dst)
+        print(f"{self.dst}: written", file=sys.stderr)
         return 0
 
 

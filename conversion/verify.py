@@ -57,7 +57,7 @@ class Verify:
     json: bool = False
     """Print one JSON object instead of the table."""
     prompts: Path | None = None
-    """A HumanEval JSONL file; by default ../shared/data's, else random ids."""
+    """A HumanEval JSONL file; without one beside the checkout, random ids take its place."""
     torch_device: Annotated[str, tyro.conf.arg(metavar="cpu|cuda")] = "cpu"
     """Where PyTorch runs."""
 

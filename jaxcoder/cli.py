@@ -131,7 +131,9 @@ class Infill:
             raise ValueError("give FILE with --at, or --prefix-file and --suffix-file")
         if self.file is not None:
             if self.at is None:
-                raise ValueError("--at LINE:COL is missing: the place of the hole in FILE")
+                raise ValueError(
+                    "--at is missing: the place of the hole in FILE, as LINE:COL such as 12:1"
+                )
             return split_at(read_text(self.file), self.at)
         if self.at is not None:
             raise ValueError("--at goes with FILE, not with --prefix-file and --suffix-file")

@@ -170,7 +170,8 @@ def check_request(config: ModelConfig, prompts: Sequence[Sequence[int]], new_tok
         if ids.size + new_tokens > config.n_positions:
             raise ValueError(
                 f"prompt {index}: {ids.size} prompt tokens + {new_tokens} new tokens exceed the "
-                f"model's {config.n_positions} positions; shorten the prompt or max_new_tokens"
+                f"model's {config.n_positions} positions; shorten the prompt or "
+                "lower max_new_tokens (--max-new-tokens)"
             )
 
 

@@ -22,7 +22,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as exc:
         raise ValueError(f"{path}: byte {exc.start} is not UTF-8; convert the file first") from exc
     except OSError as exc:
-        raise ValueError(f"{path}: cannot be read ({exc.strerror})") from exc
+        raise ValueError(
+            f"{path}: cannot be read ({exc.strerror}); check the path and its mode"
+        ) from exc
 
 
 def read_standard_input() -> str:

@@ -653,7 +653,7 @@ def test_command_converts(
     output = capsys.readouterr()
     assert output.out == ""
     note = f"note: {source} has no tokenizer.json, so {destination} has none\n"
-    assert output.err == note
+    assert output.err == f"{note}{destination}: written\n"
 
 
 def test_mistake_is_one_line_and_status_2(

@@ -223,6 +223,17 @@ def test_what_infill_is_asked(tokenizer: Tokenizer, rigged: type[Rigged]) -> Non
         assert len(middle.splitlines()) == 2
 
 
+@pytest.mark.parametrize("separator", ["\f", "\v", "\x1c", "\x85", "\u2028", "\r"])
+def test_only_a_line_break_ends_a_line(
+    separator: str, tokenizer: Tokenizer, rigged: type[Rigged]
+) -> None:
+    """Not the other characters that `str.splitlines` takes for one: a form feed is code's own."""
+    text = f"first_line = 1\nsecond{separator}line = 2\n"
+    store = store_of([text, "print()\n"], tokenizer, validation=(0,))
+    Validation(store, MODEL, tokenizer, config=CONFIG).infill({})
+    assert rigged.asked == [("first_line = 1", "\n")]
+
+
 def test_a_header_is_not_asked_for(tokenizer: Tokenizer, rigged: type[Rigged]) -> None:
     """It stood before the text as if it were code, without its special tokens."""
     header = tokenizer.encode("some/path.py\n")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,22 @@ def test_a_hugging_face_data_set_that_cannot_be_read(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"needs the `datasets` package.*pip install datasets"):
         read_documents("hf:o/n", SOURCE)
+
+
+def test_a_hugging_face_row_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before it came; the error names data set and row."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"content": "x"}
+        raise OSError("connection lost")
+
+    class Rows:
+        column_names = ("content",)
+        __iter__ = staticmethod(rows)
+
+    hugging_face_rows(monkeypatch, [])
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, **__: Rows())
+    documents = iter(read_documents("hf:o/n", SOURCE))
+    assert next(documents) == Document("o/n:0", "x", "", "")
+    with pytest.raises(ConfigError, match=r"hf:o/n': row 1 cannot.*OSError: connection lost"):
+        next(documents)

@@ -6,6 +6,7 @@ state changes.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -169,7 +170,8 @@ def _holes(texts: Iterator[str], *, seed: int, count: int) -> Iterator[Hole]:
         return
     found = 0
     for number, text in enumerate(texts):
-        lines = text.splitlines(keepends=True)
+        # Not splitlines, for which a form feed ends a line too: the hole ends where its line does.
+        lines = re.findall(r"[^\n]*\n|[^\n]+", text)
         candidates = [i for i, line in enumerate(lines) if len(line.strip()) >= _LEAST_LINE]
         if len(candidates) < 2:
             continue

@@ -1,6 +1,6 @@
 """Rows of a Hugging Face data set, by the `datasets` package where it is installed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxcoder.errors import ConfigError
@@ -21,7 +21,7 @@ def read_rows(name: str, source: SourceConfig) -> Iterator[tuple[str, dict[str, 
 
     Raises:
       ConfigError: the package is not installed, the data set cannot be loaded, or has no such
-        field.
+        field; when it is iterated, a row cannot be read.
     """
     if not name:
         raise ConfigError("data: 'hf:', expected a name after it, such as hf:bigcode/starcoderdata")
@@ -46,4 +46,17 @@ def read_rows(name: str, source: SourceConfig) -> Iterator[tuple[str, dict[str, 
             f"source.field: {source.field!r} is not in hf:{name}, which has "
             f"{', '.join(rows.column_names)}; name the text's field"
         )
-    return ((f"{name}:{number}", row) for number, row in enumerate(rows))
+    return _named_rows(name, rows)
+
+
+def _named_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = -1
+    try:
+        for number, row in enumerate(rows):
+            yield f"{name}:{number}", row
+    # As above: a damaged file and a lost connection come as errors of several libraries.
+    except Exception as exc:
+        raise ConfigError(
+            f"data: 'hf:{name}': row {number + 1} cannot be read ({type(exc).__name__}: "
+            f"{exc}); download the data set anew, or leave that part out with source.hf_split"
+        ) from exc

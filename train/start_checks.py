@@ -124,4 +124,5 @@ def _raise(problems: Sequence[str | ValueError]) -> None:
         raise problems[0]
     # A message of several lines stays below its own line of the list.
     listed = [str(problem).replace("\n", "\n  ") for problem in problems]
-    raise_if_any(listed, "training configuration", remedy="mend what is named", error=ConfigError)
+    remedy = "mend what is named; on the command line batch.seq_len is --batch.seq-len, and so on"
+    raise_if_any(listed, "training configuration", remedy=remedy, error=ConfigError)
