@@ -623,7 +623,7 @@ REFUSED = [
         "several completions need --json",
     ),
     ("no hole", ["infill"], "give FILE with --at, or --prefix-file and --suffix-file"),
-    ("no place", ["infill", "{file}"], "--at is missing: the place of the hole in FILE, as LINE:COL"),
+    ("no place", ["infill", "{file}"], "--at is missing: the place of the hole in FILE"),
     ("bad place", ["infill", "{file}", "--at", "99:1"], "the file has lines 1 to 5"),
     (
         "file and sides",
