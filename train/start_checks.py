@@ -124,5 +124,5 @@ def _raise(problems: Sequence[str | ValueError]) -> None:
         raise problems[0]
     # A message of several lines stays below its own line of the list.
     listed = [str(problem).replace("\n", "\n  ") for problem in problems]
-    remedy = "mend what is named; on the command line batch.seq_len is --batch.seq-len, and so on"
+    remedy = "mend what is named (one such as optimizer.peak_lr is typed --optimizer.peak-lr)"
     raise_if_any(listed, "training configuration", remedy=remedy, error=ConfigError)
