@@ -39,7 +39,6 @@ ROWS = {
         "train-step-float32-1x2048-epyc"
     ],
     "its peak memory, {dtype}, EPYC, GB": ["train-step-float32-1x2048-epyc"],
-    "its peak memory, {dtype}, GB": ["train-step-bfloat16-1x2048"],
 }
 
 BY_REASON = {

@@ -16,7 +16,8 @@ from watched_steps import watched
 from train import cli, export, loop, report
 from train.checkpoint_folder import committed_steps
 from train.config import TrainConfig
-from train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE
+from train.memory import is_out_of_memory
+from train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SAMPLES_FILE
 
 STEPS = 6
 
@@ -141,6 +142,59 @@ def test_a_start_that_fails_before_its_first_step_leaves_the_folder_free(
     assert not (tmp_path / "run").exists()
     less = dataclasses.replace(config, batch=dataclasses.replace(config.batch, accumulation=4))
     assert cli.main([*command_words(less), "--no-export"]) == 0
+
+
+def test_a_run_that_goes_on_and_fails_at_once_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what this start wrote first: samples that were not there would not be written again."""
+    config = small(tmp_path)
+    watched(monkeypatch, spoiled={4: exhausted})
+    assert cli.main(command_words(config)) == 1
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def write_and_fail(*_: Any, **__: Any) -> Any:
+        (run / SAMPLES_FILE).write_text("{}")
+        return exhausted()
+
+    (run / SAMPLES_FILE).unlink(missing_ok=True)
+    watched(monkeypatch, spoiled={4: write_and_fail, 5: write_and_fail})
+    assert cli.main(command_words(config)) == 1
+    assert (run / SAMPLES_FILE).read_text() == "{}"
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert before.keys() - {run / SAMPLES_FILE} == after.keys() - {run / SAMPLES_FILE}
+    for path, content in before.items():
+        assert path == run / SAMPLES_FILE or after[path].startswith(content), path
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("RESOURCE_EXHAUSTED: Failed to allocate", True),
+        ("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory", True),
+        ("INTERNAL: a mistake", False),
+    ],
+)
+def test_what_devices_say(said: str, expected: bool) -> None:
+    assert is_out_of_memory(jax.errors.JaxRuntimeError(said)) is expected
+
+
+def test_no_remedy_that_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """It advised to recompute a run that did."""
+    config = small(tmp_path)
+    config = dataclasses.replace(
+        config,
+        batch=dataclasses.replace(config.batch, accumulation=config.batch.size),
+        compute=dataclasses.replace(config.compute, remat="block"),
+    )
+    watched(monkeypatch, spoiled={1: exhausted})
+    assert cli.main(command_words(config)) == 1
+    said = capsys.readouterr().err
+    assert "A step needs less with a smaller compute.loss_chunk (now 64) or a smaller" in said
+    assert "remat" not in said and "accumulation" not in said
 
 
 def test_a_start_that_fails_after_its_first_step_is_a_run(

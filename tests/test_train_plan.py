@@ -167,7 +167,7 @@ def test_page_quotes_its_file(topology: str) -> None:
 
 
 def test_page_quotes_the_step_that_keeps_all() -> None:
-    """Without computing blocks again the same step takes about three times as much."""
+    """Without computing blocks again the same step takes more than twice as much."""
     report = published("tpu-plan-no-remat.json")
     differing = {"topologies", "programs", "remat"}
     settings, others = report["settings"], published()["settings"]

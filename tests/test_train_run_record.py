@@ -60,6 +60,18 @@ def test_what_was_there_before_stays(tmp_path: Path) -> None:
     ]
 
 
+def test_all_of_a_run_that_is_there_stays(tmp_path: Path) -> None:
+    """Records, checkpoints and curves, each with what it holds."""
+    folders = (CHECKPOINTS, TENSORBOARD)
+    paths = [tmp_path / name for name in NAMES] + [tmp_path / name / "file" for name in folders]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path):
+        raise ValueError("a mistake")
+    assert [path.read_text() for path in paths] == [path.name for path in paths]
+
+
 def test_what_is_kept_is_not_undone(tmp_path: Path) -> None:
     """From the first step on there is something to go on with."""
     with pytest.raises(ValueError, match="mistake"), undone_on_failure(tmp_path) as keep:

@@ -97,8 +97,8 @@ def commit(
         if replaced:
             with contextlib.suppress(OSError):
                 replaced.rename(destination)
-        if not isinstance(exc, Exception):
-            raise
+        if isinstance(exc, MemoryError) or not isinstance(exc, Exception):
+            raise  # the disk is not to blame
         # Not OSError alone: the array library wraps what the system says in errors of its own.
         raise CheckpointError(
             f"{destination}: cannot be written ({_reason(exc)}): needs about {needed_bytes} bytes, "

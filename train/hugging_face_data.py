@@ -54,6 +54,8 @@ def _named_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str
     try:
         for number, row in enumerate(rows):
             yield f"{name}:{number}", row
+    except MemoryError:
+        raise
     # As above: a damaged file and a lost connection come as errors of several libraries.
     except Exception as exc:
         raise ConfigError(

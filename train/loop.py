@@ -114,6 +114,8 @@ def _fit(
             )
         except Stopped:
             return _ended_before_a_step(run, stop)
+        if int(begun.state.step):
+            keep()  # a run that goes on has nothing that may be undone
         step = _take_steps(run, config, begun, stop, on_first_step=keep)
     if stop:
         say(

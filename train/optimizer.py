@@ -48,8 +48,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
 def moments_are_finite(state: optax.OptState) -> Array:
     """Whether each tensor's moments are finite, its second ones not below zero; bool [tensors].
 
-    Where they are, and the gradients, so are the updates of `make_optimizer`, whose state this is.
-    To look at the updates themselves, before any moment is overwritten, takes room for all of them.
+    Where they are, and the gradients, no NaN reaches the updates of `make_optimizer`, whose state
+    this is; a moment that is finite and wrong is not found. To look at the updates themselves,
+    before any moment is overwritten, takes room for all of them.
     """
     first, second = (jax.tree.leaves(optax.tree.get(state, name)) for name in ("mu", "nu"))
     return jnp.stack(

@@ -43,6 +43,7 @@ def read_arrays(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointError: orbax could not read them.
+      MemoryError: there is none for them.
     """
     import orbax.checkpoint as ocp
 
@@ -50,8 +51,9 @@ def read_arrays(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     try:
         with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
             return checkpointer.restore(folder, restore_args=as_numpy)
+    except MemoryError:
+        raise
     except Exception as exc:
-        # The files are those that were written, so this is memory, or orbax itself.
         raise CheckpointError(
             f"{folder}: cannot be loaded ({type(exc).__name__}: {exc}); check the memory, and "
             "that orbax-checkpoint is not older than the one that wrote it"

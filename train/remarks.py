@@ -8,10 +8,11 @@ from .step import Metrics, bad_tensors
 
 LOSSES_KEPT = 32
 """Losses, the last of taken steps, whose median a loss is compared with."""
-_LEAST_LOSSES = 8  # fewer are no measure: a run's first steps, or those after a gap
+_LEAST_LOSSES = 8  # fewer, as after a run's first steps, are no measure
 # The demo model's losses stay below 1.3 times their median; batches of fewer tokens vary more. Far
 # enough off is ln V, 10.8 of 49,152 tokens, for a model below 3.6 nats that forgets all it knew.
 _SPIKE = 3.0
+_LEAST_RISE = 0.5  # nats: three times next to nothing, as of text known by heart, is still little
 
 
 class Remark(NamedTuple):
@@ -62,7 +63,7 @@ def _spike(loss: float, losses: Sequence[float]) -> Remark | None:
     if len(losses) < _LEAST_LOSSES:
         return None
     median = statistics.median(losses)
-    if loss <= _SPIKE * median:
+    if loss <= max(_SPIKE * median, median + _LEAST_RISE):
         return None
     return Remark(
         f"loss {loss:.4g} is more than {_SPIKE:g} times the median {median:.4g} of the last "

@@ -200,14 +200,15 @@ class Reporter:
         if in_a_row < most:
             return
         advice = (
-            "so the checkpoints are sound. Look at the pieces named in metrics.jsonl, or start "
-            "another run with a lower optimizer.peak_lr"
+            "so the newest checkpoint has the weights from before them. Look at the pieces named "
+            "in metrics.jsonl; where those weights are ruined, start another run with a lower "
+            "optimizer.peak_lr"
         )
         if not metrics.moments_are_finite.all():
             advice = (
                 "but moments that are not finite stay so. Where the same command stops here again "
-                "its newest checkpoint has them, with sound weights: start another run with the "
-                "export of this one as its --model (python -m train export RUN)"
+                "its newest checkpoint has them, and the weights from before: start another run "
+                "with the export of this one as its --model (python -m train export RUN)"
             )
         raise TrainingStopped(
             f"step {step}: {in_a_row} steps in a row were not finite, loop.max_bad_steps allows "
