@@ -64,6 +64,23 @@ def mean_kl(truth_logits: Array, logits: Array) -> float:
     return float(np.mean(np.sum(np.exp(truth) * (truth - log_softmax(logits)), axis=-1)))
 
 
+def product_error(multiply: Callable[[Array, Array], Any], width: int) -> float:
+    """RMS error against float64 of a float32 product [512, width] x [width, 512] of normal numbers.
+
+    Args:
+      multiply: computes it, of two NumPy arrays.
+      width: numbers that are summed for each of the product.
+    """
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape, np.float32) for shape in ((512, width), (width, 512)))
+    return rms(_float64(multiply(a, b)) - _float64(a) @ _float64(b))
+
+
+def multiply(a: Array, b: Array) -> jax.Array:
+    """``a @ b`` by XLA, both of two axes, with the model's precision in float32."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 class LayerRow(NamedTuple):
     """One row of the per-layer table: errors relative to the stream's own RMS."""
 

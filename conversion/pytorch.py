@@ -118,6 +118,13 @@ def greedy(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
+def multiply(a: np.ndarray, b: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """``a @ b`` by torch, both of two axes, on `device` as `load` has it."""
+    import torch
+
+    return _to_numpy(torch.from_numpy(a).to(device) @ torch.from_numpy(b).to(device))
+
+
 def write_checkpoint(folder: Path, config: ModelConfig, tensors: dict[str, np.ndarray]) -> None:
     """Let transformers write a checkpoint, so that its own file is what we load.
 
