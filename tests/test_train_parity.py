@@ -22,6 +22,8 @@ pytestmark = pytest.mark.parity
 ALL_GRADIENTS, EACH_TENSOR, OVER_TORCH_FLOAT32 = 1e-6, 2e-6, 3.0
 ONE_STEP, EACH_LOSS = 1e-4, 1e-5
 STEPS = 50
+MOST_LEFT_OUT = 10
+"""Numbers of the model, of 40,720."""
 OPTIMIZER = OptimizerConfig(peak_lr=1e-3, warmup_steps=0, final_lr_ratio=1.0)
 
 
@@ -169,12 +171,35 @@ def without_key_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def with_gradients_above_noise(
+    tensors: dict[str, np.ndarray], gradients: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`tensors` without the numbers whose gradient is not much above Adam's epsilon.
+
+    The first step divides a gradient by its own size plus epsilon, so that the rounding error of
+    one of 2e-8, beside others of 4e-2, was all of the error; it depends on the processor.
+    """
+    least = 10 * OPTIMIZER.epsilon
+    chosen = {name: (np.abs(leaf) > least) | (leaf == 0) for name, leaf in gradients.items()}
+    return {name: np.asarray(leaf)[chosen[name]] for name, leaf in tensors.items()}
+
+
 def test_one_step_equals_float64() -> None:
     start = flat(params_from_hf(toy_tensors(), TOY))
     ours, right = our_run(1)[1], torch_run(OPTIMIZER, steps=1)[1]
     update = {name: right[name] - start[name].astype(np.float64) for name in right}
-    error = distance(without_key_biases(ours), without_key_biases(right), over=update)
-    assert error <= ONE_STEP
+    gradients = without_key_biases(torch_gradients(packed_batch(seed=0), "float64"))
+    compared = [
+        with_gradients_above_noise(without_key_biases(run), gradients) for run in (ours, right)
+    ]
+    assert distance(*compared, over=update) <= ONE_STEP
+    left_out = sum(leaf.size for leaf in gradients.values()) - sum(
+        leaf.size for leaf in compared[0].values()
+    )
+    assert left_out <= MOST_LEFT_OUT
+    # All of them, those left out too: a first step moves none further.
+    for name in update:
+        assert np.abs(ours[name] - right[name]).max() <= 2 * OPTIMIZER.peak_lr
     # The key biases: within what rounding can move them, and without effect on any loss.
     for name in update:
         if name.endswith("kv/bias"):
