@@ -14,9 +14,10 @@ from train.run_folder import (
     METRICS_FILE,
     SAMPLES_FILE,
     START_FILE,
+    TENSORBOARD,
     TOKENIZER_FILE,
 )
-from train.run_record import TENSORBOARD, remove_partial_files, undone_on_failure
+from train.run_record import remove_partial_files, undone_on_failure
 
 NAMES = (CONFIG_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE)
 

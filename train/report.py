@@ -18,8 +18,7 @@ from .data import Batch, Contents
 from .evaluation import Sample, Validation
 from .metrics import JsonLines, TensorBoard, flops_per_token, peak_flops, progress_bar
 from .remarks import LOSSES_KEPT, Remark, remark_on
-from .run_folder import METRICS_FILE, SAMPLES_FILE
-from .run_record import TENSORBOARD
+from .run_folder import METRICS_FILE, SAMPLES_FILE, TENSORBOARD
 from .step import Metrics, StepConfig, eval_step
 from .stopped import TrainingStopped
 

@@ -27,6 +27,7 @@ EXPORT = "export"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 START_FILE = "start.json"
+TENSORBOARD = "tensorboard"
 TOKENIZER_FILE = "tokenizer.json"
 
 _PACKAGES = [

@@ -27,12 +27,10 @@ from .run_folder import (
     METRICS_FILE,
     SAMPLES_FILE,
     START_FILE,
+    TENSORBOARD,
     TOKENIZER_FILE,
     differences,
 )
-
-TENSORBOARD = "tensorboard"
-"""The folder for TensorBoard in a run."""
 
 _OPTIONS = (
     "jax_default_matmul_precision",
@@ -107,9 +105,8 @@ def undone_on_failure(folder: Path) -> Iterator[Callable[[], None]]:
     # The config last: while it is there, no other settings take over what else is.
     names = (METRICS_FILE, SAMPLES_FILE, START_FILE, DATA_FILE, TOKENIZER_FILE, CONFIG_FILE)
     new = [path for path in (folder / name for name in names) if not path.exists()]
-    new_folders = [folder / name for name in (TENSORBOARD,) if not (folder / name).exists()]
-    checkpoints = folder / CHECKPOINTS
-    is_first = not checkpoints.exists()
+    checkpoints, board = folder / CHECKPOINTS, folder / TENSORBOARD
+    is_first, had_board = not checkpoints.exists(), board.exists()
     is_kept = False
 
     def keep() -> None:
@@ -123,8 +120,8 @@ def undone_on_failure(folder: Path) -> Iterator[Callable[[], None]]:
             if is_first:
                 with contextlib.suppress(OSError):  # it was not made, or it is not empty
                     checkpoints.rmdir()
-            for path in new_folders:
-                shutil.rmtree(path, ignore_errors=True)
+            if not had_board:
+                shutil.rmtree(board, ignore_errors=True)
             for path in new:
                 path.unlink(missing_ok=True)
         raise
