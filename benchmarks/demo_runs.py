@@ -48,7 +48,7 @@ _NAMED = {
     "fim.rate": "share of the pieces that are permuted",
     "fim.spm_rate": "of those, suffix first",
     "fim.line_rate": "of those, with one whole line for a middle",
-    "batch.piece_tokens": "longest pieces, tokens",
+    "batch.piece_tokens": "shortest and longest piece, tokens",
     "batch.middle_weight": "weight of a middle's token in the loss",
     "optimizer.peak_lr": "peak learning rate of AdamW",
     "optimizer.warmup_steps": "steps of warm-up",

@@ -263,4 +263,4 @@ def test_the_commands_of_the_card_lead_from_one_run_to_the_next() -> None:
         "# which was stopped, by Ctrl-C, after step 20",
         "python -m train export runs/demo-2 exports/100-steps --step 20 --dtype bfloat16",
     ]
-    assert setting_rows(runs)[1] == "| longest pieces, tokens | as a row | 64 128 |"
+    assert setting_rows(runs)[1] == "| shortest and longest piece, tokens | as a row | 64 128 |"

@@ -122,10 +122,12 @@ def test_every_number_has_a_rule(value: object) -> None:
         ("compute.dtype", "float16", "auto or float32 or bfloat16"),
         ("seed", 2**32, "an integer from 0 to 4294967295"),
         ("batch.seq_len", 22, "at least 23, of which 20 are kept for fill-in-the-middle"),
-        ("batch.piece_tokens", (64, 3), "integers of 4 or more"),
-        ("batch.piece_tokens", (64, 8.0), "integers of 4 or more"),
-        ("batch.piece_tokens", 64, "integers of 4 or more"),
-        ("batch.piece_tokens", None, "integers of 4 or more"),
+        ("batch.piece_tokens", (3, 64), "two integers of 4 or more"),
+        ("batch.piece_tokens", (8.0, 64), "two integers of 4 or more"),
+        ("batch.piece_tokens", (64, 8), "the shorter first"),
+        ("batch.piece_tokens", (64,), "two integers of 4 or more"),
+        ("batch.piece_tokens", 64, "two integers of 4 or more"),
+        ("batch.piece_tokens", None, "two integers of 4 or more"),
         ("lora.targets", None, "each once"),
         ("shape.vocab_size", 274, "at least 275: 19 special tokens and 256 bytes"),
         ("revision", "main", "--model with them"),
@@ -165,8 +167,8 @@ def test_a_loss_on_middles_needs_middles() -> None:
 
 
 def test_pieces_are_cut_where_documents_are() -> None:
-    bad = changed(changed(GOOD, "batch.piece_tokens", (64,)), "fim.level", "document")
-    assert "batch.piece_tokens: (64,) with fim.level 'document'" in message_of(bad)
+    bad = changed(changed(GOOD, "batch.piece_tokens", (32, 64)), "fim.level", "document")
+    assert "batch.piece_tokens: (32, 64) with fim.level 'document'" in message_of(bad)
     check_config(changed(GOOD, "batch.piece_tokens", (4, 64)))
     check_config(changed(GOOD, "fim.level", "document"))
 

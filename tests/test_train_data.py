@@ -118,6 +118,22 @@ def test_short_pieces_share_a_row_and_lose_nothing(tokenizer: Tokenizer) -> None
     assert source.pieces_per_epoch > 2 * source_of(tokenizer).pieces_per_epoch
 
 
+def test_where_a_middle_begins_does_not_tell_its_length(tokenizer: Tokenizer) -> None:
+    """Control: pieces as long as a row all end at one position, so it does."""
+    texts = ["".join(generated_documents(200, seed=2))]
+    spread = {}
+    for lengths in ((), (24, 512)):
+        batch = BatchConfig(size=1, seq_len=255, piece_tokens=lengths)
+        config = dataclasses.replace(config_of(rate=1.0, spm_rate=0.0), batch=batch)
+        source = source_of(tokenizer, config, texts)
+        rows = [source.row(number)[0] for number in range(source.rows_per_epoch)]
+        ends = [len(ids) for row in rows for ids in segments_of(row)]
+        assert len(ends) > 20
+        spread[lengths] = np.subtract(*np.quantile(ends, [0.9, 0.1]))
+    assert spread[()] <= RESERVE
+    assert spread[(24, 512)] > 100
+
+
 def test_each_epoch_cuts_anew(tokenizer: Tokenizer) -> None:
     source = source_of(tokenizer, config_of(rate=1.0))
     seen = defaultdict(set)

@@ -36,7 +36,7 @@ WITH_LINES = (0, 2, 3)  # of the others no line but the first has six characters
 # Rows of one document or a few, each counted once; the settings of training do not matter.
 CONFIG = TrainConfig(
     fim=FimConfig(rate=1.0),
-    batch=BatchConfig(size=1, seq_len=127, loss="middle", piece_tokens=(16,)),
+    batch=BatchConfig(size=1, seq_len=127, loss="middle", piece_tokens=(8, 16)),
     loop=LoopConfig(eval_batches=100, eval_infills=10, eval_samples=2),
 )
 

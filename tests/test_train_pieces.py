@@ -71,36 +71,60 @@ def test_a_short_document_is_one_piece_and_an_empty_one_none(tokenizer: Tokenize
     assert pieces.stop.tolist() == [LIMIT, LIMIT, LIMIT + 1, 1]
 
 
-def test_each_document_is_cut_at_its_own_length_or_the_rows(tokenizer: Tokenizer) -> None:
-    """Of three documents of one text, the last may be longer than a row holds."""
-    store = store_of(["a" * 30] * 3, tokenizer)
-    limits = np.array([4, 9, LIMIT + 5])
-    pieces = cut_pieces(store, np.arange(3), window=WINDOW, tokenizer=tokenizer, limits=limits)
-    lengths = pieces.stop - pieces.start
-    assert [lengths[pieces.document == number].max() for number in (0, 1, 2)] == [4, 9, LIMIT]
-    for number in (0, 1, 2):
-        of_document = pieces.document == number
-        assert pieces.stop[of_document].tolist()[:-1] == pieces.start[of_document].tolist()[1:]
-        assert pieces.stop[of_document][-1] == 30
+def test_pieces_have_lengths_of_their_own_up_to_the_rows(tokenizer: Tokenizer) -> None:
+    """Of a long document they join to it; none is longer than a row holds."""
+    length = 400 * LIMIT
+    store = store_of(["a" * length], tokenizer)
+    for longest in (LIMIT - 5, LIMIT + 500):
+        pieces = cut_pieces(
+            store, np.array([0]), window=WINDOW, tokenizer=tokenizer, lengths=(8, longest)
+        )
+        assert pieces.stop.tolist()[:-1] == pieces.start.tolist()[1:]
+        assert (pieces.start[0], pieces.stop[-1]) == (0, length)
+        lengths = (pieces.stop - pieces.start)[:-1]
+        assert set(lengths.tolist()) == set(range(8, min(longest, LIMIT) + 1))
 
 
-def test_lengths_are_drawn_by_document_alone() -> None:
-    """Whatever other documents there are, so that a split or an order changes no document's."""
-    documents = np.arange(3000)
-    limits = piece_limits(documents, (64, 128, 128), seed=0)
-    assert limits is not None
-    assert set(limits.tolist()) == {64, 128}
-    assert 0.63 < np.mean(limits == 128) < 0.70, "each entry as often: two thirds"
-    assert np.array_equal(piece_limits(documents[::-7], (64, 128, 128), seed=0), limits[::-7])
-    assert not np.array_equal(piece_limits(documents, (64, 128, 128), seed=1), limits)
-    assert piece_limits(documents, (), seed=0) is None
+def test_lengths_are_even_on_a_logarithmic_scale() -> None:
+    """As many from 32 to 63 as from 64 to 127 and from 128 to 255; none beyond."""
+    limits = piece_limits(3, 60_000, lengths=(32, 255), seed=0)
+    drawn = np.array([*itertools.islice(limits, 2000)])
+    octaves = np.bincount(np.log2(drawn).astype(int), minlength=9)
+    assert octaves.sum() == octaves[5:8].sum() == 2000
+    assert octaves[5:8].min() > 600, octaves
+
+
+def test_lengths_follow_from_the_seed_and_the_document_alone() -> None:
+    def first(document: int, seed: int, length: int = 5000) -> list[int]:
+        limits = piece_limits(document, length, lengths=(64, 256), seed=seed)
+        return [*itertools.islice(limits, 20)]
+
+    assert first(5, 0) == first(5, 0) == first(5, 0, length=9000)
+    assert first(5, 0) != first(6, 0)
+    assert first(5, 0) != first(5, 1)
+
+
+@pytest.mark.parametrize("length", [1, 5, 97, 4096])
+@pytest.mark.parametrize("shortest", [4, 5, 30])
+def test_there_are_lengths_enough_where_every_cut_moves_back(
+    tokenizer: Tokenizer, length: int, shortest: int
+) -> None:
+    """Three tokens back at most, so a piece of the shortest has three tokens less."""
+    ids = np.array(tokenizer.encode("\U00040000" * length))[:length]
+    limits = piece_limits(0, len(ids), lengths=(shortest, shortest), seed=0)
+    borders = character_borders(ids, limits, tokenizer=tokenizer)
+    assert (borders[0], borders[-1]) == (0, len(ids))
+    assert len([*piece_limits(0, length, lengths=(shortest, shortest), seed=0)]) == max(
+        1, -(-length // (shortest - 3))
+    )
 
 
 def test_lengths_are_what_they_were() -> None:
     """Golden: another draw would resume a run on other pieces. By NumPy's SeedSequence."""
-    limits = piece_limits(np.arange(12), (64, 128, 256), seed=7)
-    assert limits is not None
-    assert limits.tolist() == [128, 128, 128, 256, 128, 128, 256, 128, 128, 128, 64, 64]
+    limits = piece_limits(3, 2000, lengths=(64, 256), seed=7)
+    assert [*itertools.islice(limits, 12)] == [
+        *(164, 220, 100, 222, 155, 101, 154, 112, 69, 154, 141, 195)
+    ]
 
 
 def test_only_the_chosen_documents_are_cut(tokenizer: Tokenizer) -> None:
@@ -162,6 +186,7 @@ def test_chunks_of_permuted_documents_fit_the_room_planned_from_lengths(
                 tokenizer=tokenizer,
                 ends_document=True,
             )
-            chunks = np.diff(character_borders(example.ids, window, tokenizer=tokenizer))
+            limits = itertools.repeat(window)
+            chunks = np.diff(character_borders(example.ids, limits, tokenizer=tokenizer))
             assert len(chunks) <= len(planned)
             assert (chunks <= pieces.room[planned][: len(chunks)]).all()

@@ -158,16 +158,18 @@ def _batch_problems(batch: BatchConfig) -> Iterator[str]:
 def _piece_problems(config: TrainConfig) -> Iterator[str]:
     batch = config.batch
     lengths: Any = batch.piece_tokens  # whatever a caller from Python has given
-    is_tuple = isinstance(lengths, tuple)
-    if not is_tuple or not all(_is_count(each) and each >= SHORTEST_PIECE for each in lengths):
+    is_two = isinstance(lengths, tuple) and len(lengths) in (0, 2)
+    is_long = is_two and all(_is_count(each) and each >= SHORTEST_PIECE for each in lengths)
+    if not is_long or lengths != tuple(sorted(lengths)):
         yield (
-            f"batch.piece_tokens: {shorten(batch.piece_tokens)}, expected integers of "
-            f"{SHORTEST_PIECE} or more"
+            f"batch.piece_tokens: {shorten(batch.piece_tokens)}, expected nothing, or two integers "
+            f"of {SHORTEST_PIECE} or more, the shorter first"
         )
     elif batch.piece_tokens and config.fim.level == "document":
         yield (
             f"batch.piece_tokens: {shorten(batch.piece_tokens)} with fim.level 'document', "
-            "expected none: there, documents are permuted whole; set fim.level to 'context'"
+            "expected none: there, documents are permuted whole; give it no numbers, or set "
+            "fim.level to 'context'"
         )
     if not _is_number(batch.middle_weight) or batch.middle_weight == 1:
         return

@@ -6,6 +6,7 @@ and the last rows of an epoch share a batch with the first of the next: none is 
 """
 
 import functools
+import itertools
 from collections.abc import Generator
 from typing import Literal, NamedTuple
 
@@ -23,7 +24,6 @@ from .pieces import (
     cut_pieces,
     document_length,
     piece_ids,
-    piece_limits,
     plan_chunks,
 )
 from .token_store import TokenStore, document_ids
@@ -85,9 +85,13 @@ class BatchSource:
         if config.fim.level == "document":
             self._pieces = plan_chunks(store, documents, window=self._window)
         else:
-            limits = piece_limits(documents, config.batch.piece_tokens, seed=config.seed)
             self._pieces = cut_pieces(
-                store, documents, window=self._window, tokenizer=tokenizer, limits=limits
+                store,
+                documents,
+                window=self._window,
+                tokenizer=tokenizer,
+                lengths=config.batch.piece_tokens,
+                seed=config.seed,
             )
         if not len(self._pieces.document):
             raise ConfigError(
@@ -206,7 +210,8 @@ class BatchSource:
             ends_document=True,
             header=self._header_length(document),
         )
-        borders = character_borders(whole.ids, self._window, tokenizer=self._tokenizer)
+        chunks = itertools.repeat(self._window)
+        borders = character_borders(whole.ids, chunks, tokenizer=self._tokenizer)
         start, stop = (borders[min(number + end, len(borders) - 1)] for end in (0, 1))
         first, last = (min(max(edge - start, 0), stop - start) for edge in whole.middle)
         overflow = whole.overflow and number == 0

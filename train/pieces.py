@@ -5,7 +5,8 @@ than it has, for what fill-in-the-middle adds, so that the plan of an epoch does
 which pieces are permuted, nor where.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,19 +44,25 @@ class Pieces(NamedTuple):
 
 
 def piece_limits(
-    document_indices: np.ndarray, lengths: Sequence[int], *, seed: int
-) -> np.ndarray | None:
-    """The longest piece of each document, int64 [documents], drawn from `lengths`; None: no limit.
+    document: int, length: int, *, lengths: tuple[int, int], seed: int
+) -> Iterator[int]:
+    """The longest that each piece of a document may be, for as many as it can have.
 
-    The draw follows from the seed and the document's number alone.
+    They are drawn evenly on a logarithmic scale. Where pieces have one length, the end of an
+    infilled middle stands at one position, and where the middle begins tells how long it is: a
+    model learns that instead of where the line ends, and infills nothing of another length.
+
+    Args:
+      document: its number in the store; the draws follow from it and the seed alone.
+      length: its tokens.
+      lengths: shortest and longest.
+      seed: of the run.
     """
-    if not lengths:
-        return None
-    bits = [
-        np.random.SeedSequence((_LIMITS, seed, int(document))).generate_state(1, np.uint64)[0]
-        for document in document_indices
-    ]
-    return np.asarray(lengths, np.int64)[[int(bit) * len(lengths) >> 64 for bit in bits]]
+    shortest, longest = lengths
+    pieces = max(1, -(-length // (shortest - _MOST_BACK)))
+    bits = np.random.SeedSequence((_LIMITS, seed, document)).generate_state(pieces, np.uint64)
+    growth = (longest + 1) / shortest
+    return (int(shortest * growth ** (int(each) / 2.0**64)) for each in bits)
 
 
 def cut_pieces(
@@ -64,35 +71,40 @@ def cut_pieces(
     *,
     window: int,
     tokenizer: Tokenizer,
-    limits: np.ndarray | None = None,
+    lengths: tuple[int, ...] = (),
+    seed: int = 0,
 ) -> Pieces:
     """Cut documents into pieces of at most `window` - `RESERVE` stored tokens.
 
-    The pieces of a document join to it exactly; all but its last are as long as a cut between
-    two characters allows. An empty document has no piece.
+    The pieces of a document join to it exactly; all but its last are as long as their limit and a
+    cut between two characters allow. An empty document has no piece.
 
     Args:
       store: the tokens.
       document_indices: int64 [documents], which of them.
       window: tokens of a row, T + 1.
       tokenizer: tells where characters start.
-      limits: int64 [documents], the most tokens of a piece of each, if fewer than a row holds.
+      lengths: shortest and longest of the limits that are drawn for pieces; empty: as long as a
+        row holds, all of them.
+      seed: of these draws.
 
     Raises:
       ValueError: a window too short for the reserve.
       ConfigError: from `document_ids`.
     """
     longest = _checked(window) - RESERVE
-    if limits is None:
-        limits = np.full(len(document_indices), longest)
     borders = []
-    for document, limit in zip(document_indices, np.minimum(limits, longest).tolist(), strict=True):
+    for document in document_indices.tolist():
         length = document_length(store, document)
-        if length <= limit:
-            borders.append([0, length])
+        limits: Iterator[int] = itertools.repeat(longest)
+        if lengths:
+            shortest, most = (min(each, longest) for each in lengths)
+            limits = piece_limits(document, length, lengths=(shortest, most), seed=seed)
+        if not lengths and length <= longest:
+            borders.append([0, length])  # without reading it
         else:
             ids = document_ids(store, document)
-            borders.append(character_borders(ids, limit, tokenizer=tokenizer))
+            borders.append(character_borders(ids, limits, tokenizer=tokenizer))
     return _pieces(document_indices, borders, spare=RESERVE)
 
 
@@ -127,16 +139,16 @@ def chunk_number(pieces: Pieces, piece: int, *, window: int) -> int:
 
 
 def character_borders(
-    ids: Sequence[int] | np.ndarray, limit: int, *, tokenizer: Tokenizer
+    ids: Sequence[int] | np.ndarray, limits: Iterator[int], *, tokenizer: Tokenizer
 ) -> list[int]:
-    """Offsets 0 < ... < len(ids), at most `limit` apart, where a token starts a character.
+    """Offsets 0 < ... < len(ids), each at most the next limit apart, where a character starts.
 
-    Steps are `limit` tokens, or up to three less. Bytes that are no character, more than three in
-    a row, are cut anywhere.
+    Steps are as many tokens as the limit says, or up to three less. Bytes that are no character,
+    more than three in a row, are cut anywhere.
     """
     borders = [0]
-    while borders[-1] + limit < len(ids):
-        borders.append(character_start(ids, borders[-1] + limit, tokenizer=tokenizer))
+    while (end := borders[-1] + next(limits)) < len(ids):
+        borders.append(character_start(ids, end, tokenizer=tokenizer))
     return [*borders, len(ids)]
 
 

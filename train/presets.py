@@ -81,7 +81,8 @@ def finetune() -> TrainConfig:
     return TrainConfig(
         preset="finetune",
         model="bigcode/tiny_starcoder_py",
-        batch=BatchConfig(size=8, seq_len=2048, accumulation=4),
+        # Of many lengths: where a middle begins shall not tell where it ends, see docs/fim.md.
+        batch=BatchConfig(size=8, seq_len=2048, accumulation=4, piece_tokens=(128, 2048)),
         optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=50),
         compute=ComputeConfig(remat="block"),
         loop=LoopConfig(steps=1000),
