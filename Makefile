@@ -11,8 +11,8 @@ JAX_VERSION ?=
 FLAX_VERSION ?=
 EXTRA_PINS ?=
 PYTEST_ARGS ?=
-# Processes of `make test`; each takes up to 4 GB, so that auto alone would be too many somewhere.
-WORKERS ?= auto
+# Processes of `make test`; each takes up to 4 GB.
+WORKERS ?= 2
 
 ifneq ($(words $(ACCEL)) $(filter $(ACCEL),cpu cuda12 cuda13 tpu),1 $(ACCEL))
   $(error ACCEL is '$(ACCEL)', expected cpu, cuda12, cuda13 or tpu)
@@ -53,7 +53,7 @@ help:
 	@echo "  PARITY=1 installs torch and transformers: the parity tests run too, bench measures both;"
 	@echo "  TORCH is handed to pip as it is: make test PARITY=1 TORCH=torch==2.13.0"
 	@echo "  JAX_VERSION, FLAX_VERSION, EXTRA_PINS (pip requirements) pin versions;"
-	@echo "  PYTEST_ARGS goes to pytest; WORKERS=$(WORKERS) processes run the tests, 4 at most, 0: this one"
+	@echo "  PYTEST_ARGS goes to pytest; WORKERS=$(WORKERS) processes run the tests, up to 4 GB each"
 
 PARITY_STAMP := $(if $(filter 1,$(PARITY)),$(VENV)/parity.stamp)
 
@@ -77,7 +77,7 @@ install: $(VENV)/base.stamp
 	@echo "jaxcoder is installed in $(VENV)"
 
 test: $(VENV)/test.stamp $(PARITY_STAMP)
-	@$(RUN) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # One after the other: they fill memory and measure it.
 test-nightly: $(VENV)/test.stamp $(PARITY_STAMP)

@@ -56,12 +56,13 @@ from train.config import BatchConfig, LoopConfig, OptimizerConfig, SourceConfig,
 DATA = ""  # @param {type: "string"}
 RUN = "runs/notebook"  # @param {type: "string"}
 STEPS = 60  # @param {type: "integer"}
+seq_len, parts = (256, 1) if is_demo else (2048, 8)
 config = TrainConfig(
     data=DATA or str(Path(jaxcoder.__file__).parent),
     out=RUN,
     model=str(folder),
     source=SourceConfig(validation_share=0.1),
-    batch=BatchConfig(size=8, seq_len=256 if is_demo else 2048, accumulation=1 if is_demo else 8),
+    batch=BatchConfig(size=8, seq_len=seq_len, accumulation=parts, piece_tokens=(64, 2048)),
     optimizer=OptimizerConfig(peak_lr=1e-3 if is_demo else 1e-4, warmup_steps=STEPS // 10),
     loop=LoopConfig(steps=STEPS, eval_every=STEPS // 2, save_every=STEPS // 4),
 )
@@ -86,8 +87,7 @@ from colab.disconnect import disconnect
 from train.loop import fit
 
 with disconnect(config):
-    outcome = fit(config)
-print(outcome)
+    print(fit(config))
 
 # %% [markdown]
 # **Go on.** The same call, also in a new runtime whose `RUN` and data are the same; the result is

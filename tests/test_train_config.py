@@ -19,6 +19,7 @@ from train.config import (
     TrainConfig,
 )
 from train.config_checks import check_config, setting_names, window_problems
+from train.pieces import RESERVE
 from train.presets import PRESETS
 
 GOOD = TrainConfig(data="stdlib", out="run")
@@ -170,6 +171,15 @@ def test_pieces_are_cut_where_documents_are() -> None:
     bad = changed(changed(GOOD, "batch.piece_tokens", (32, 64)), "fim.level", "document")
     assert "batch.piece_tokens: (32, 64) with fim.level 'document'" in message_of(bad)
     check_config(changed(GOOD, "batch.piece_tokens", (4, 64)))
+
+
+def test_the_shortest_piece_is_shorter_than_a_row() -> None:
+    """Else all would be equally long again, which is what the lengths are to avoid."""
+    room = GOOD.batch.seq_len + 1 - RESERVE
+    assert f"a shortest below the {room} tokens" in message_of(
+        changed(GOOD, "batch.piece_tokens", (room, 5000))
+    )
+    check_config(changed(GOOD, "batch.piece_tokens", (room - 1, 5000)))
     check_config(changed(GOOD, "fim.level", "document"))
 
 

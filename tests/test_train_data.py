@@ -134,6 +134,15 @@ def test_where_a_middle_begins_does_not_tell_its_length(tokenizer: Tokenizer) ->
     assert spread[(24, 512)] > 100
 
 
+def test_plain_pieces_are_as_long_as_rows_where_none_is_permuted(tokenizer: Tokenizer) -> None:
+    batch = dataclasses.replace(CONFIG.batch, piece_tokens=(8, 16))
+    plain = config_of(rate=0.0)
+    short = dataclasses.replace(plain, batch=batch)
+    assert (
+        source_of(tokenizer, short).pieces_per_epoch == source_of(tokenizer, plain).pieces_per_epoch
+    )
+
+
 def test_each_epoch_cuts_anew(tokenizer: Tokenizer) -> None:
     source = source_of(tokenizer, config_of(rate=1.0))
     seen = defaultdict(set)

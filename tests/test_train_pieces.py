@@ -104,19 +104,30 @@ def test_lengths_follow_from_the_seed_and_the_document_alone() -> None:
     assert first(5, 0) != first(5, 1)
 
 
-@pytest.mark.parametrize("length", [1, 5, 97, 4096])
-@pytest.mark.parametrize("shortest", [4, 5, 30])
-def test_there_are_lengths_enough_where_every_cut_moves_back(
-    tokenizer: Tokenizer, length: int, shortest: int
-) -> None:
-    """Three tokens back at most, so a piece of the shortest has three tokens less."""
-    ids = np.array(tokenizer.encode("\U00040000" * length))[:length]
-    limits = piece_limits(0, len(ids), lengths=(shortest, shortest), seed=0)
+def test_there_are_lengths_enough_where_every_cut_moves_back(tokenizer: Tokenizer) -> None:
+    """Characters of four tokens and limits of 7: each piece has four, the fewest there can be."""
+    ids = np.array(tokenizer.encode("🙂" * 50))[:199]
+    limits = piece_limits(0, len(ids), lengths=(7, 7), seed=0)
     borders = character_borders(ids, limits, tokenizer=tokenizer)
-    assert (borders[0], borders[-1]) == (0, len(ids))
-    assert len([*piece_limits(0, length, lengths=(shortest, shortest), seed=0)]) == max(
-        1, -(-length // (shortest - 3))
-    )
+    assert borders == [*range(0, 196, 4), 199]
+
+
+def test_a_document_that_needs_no_cut_is_not_read(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of millions of short ones each start would read all."""
+    read = []
+    texts = ["a" * 5, "b" * 9]
+    store = store_of(texts, tokenizer)
+    documents = np.arange(2)
+
+    def document_ids(store, document):
+        read.append(document)
+        return np.zeros(len(texts[document]), np.int32)
+
+    monkeypatch.setattr("train.pieces.document_ids", document_ids)
+    cut_pieces(store, documents, window=WINDOW, tokenizer=tokenizer, lengths=(5, 6))
+    assert read == [1]
 
 
 def test_lengths_are_what_they_were() -> None:

@@ -85,7 +85,7 @@ class BatchConfig:
     middle_weight: float = 1.0
     """How much a token of a middle counts in the mean, others count 1."""
     piece_tokens: tuple[int, ...] = ()
-    """Shortest and longest piece, a length drawn for each; empty: all as long as a row holds."""
+    """Shortest and longest piece, lengths drawn between; none, or fim.rate 0: as long as a row."""
 
 
 @dataclass(frozen=True)

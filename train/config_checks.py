@@ -171,6 +171,12 @@ def _piece_problems(config: TrainConfig) -> Iterator[str]:
             "expected none: there, documents are permuted whole; give it no numbers, or set "
             "fim.level to 'context'"
         )
+    elif lengths and _is_count(batch.seq_len) and lengths[0] > batch.seq_len - RESERVE:
+        yield (
+            f"batch.piece_tokens: {shorten(lengths)}, expected a shortest below the "
+            f"{batch.seq_len + 1 - RESERVE} tokens that a row of batch.seq_len {batch.seq_len} "
+            "holds; lower it, raise batch.seq_len, or give it no numbers"
+        )
     if not _is_number(batch.middle_weight) or batch.middle_weight == 1:
         return
     if batch.loss == "middle":

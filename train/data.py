@@ -90,7 +90,7 @@ class BatchSource:
                 documents,
                 window=self._window,
                 tokenizer=tokenizer,
-                lengths=config.batch.piece_tokens,
+                lengths=config.batch.piece_tokens if config.fim.rate else (),
                 seed=config.seed,
             )
         if not len(self._pieces.document):

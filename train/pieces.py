@@ -93,18 +93,18 @@ def cut_pieces(
       ConfigError: from `document_ids`.
     """
     longest = _checked(window) - RESERVE
+    shortest, most = (min(each, longest) for each in lengths or (longest, longest))
     borders = []
     for document in document_indices.tolist():
         length = document_length(store, document)
+        if length <= shortest:
+            borders.append([0, length])  # without reading it
+            continue
         limits: Iterator[int] = itertools.repeat(longest)
         if lengths:
-            shortest, most = (min(each, longest) for each in lengths)
             limits = piece_limits(document, length, lengths=(shortest, most), seed=seed)
-        if not lengths and length <= longest:
-            borders.append([0, length])  # without reading it
-        else:
-            ids = document_ids(store, document)
-            borders.append(character_borders(ids, limits, tokenizer=tokenizer))
+        ids = document_ids(store, document)
+        borders.append(character_borders(ids, limits, tokenizer=tokenizer))
     return _pieces(document_indices, borders, spare=RESERVE)
 
 
