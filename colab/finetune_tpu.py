@@ -62,7 +62,7 @@ config = TrainConfig(
     out=RUN,
     model=str(folder),
     source=SourceConfig(validation_share=0.1),
-    batch=BatchConfig(size=8, seq_len=seq_len, accumulation=parts, piece_tokens=(64, 2048)),
+    batch=BatchConfig(size=8, seq_len=seq_len, accumulation=parts, piece_tokens=(32, 2048)),
     optimizer=OptimizerConfig(peak_lr=1e-3 if is_demo else 1e-4, warmup_steps=STEPS // 10),
     loop=LoopConfig(steps=STEPS, eval_every=STEPS // 2, save_every=STEPS // 4),
 )

@@ -82,7 +82,7 @@ def finetune() -> TrainConfig:
         preset="finetune",
         model="bigcode/tiny_starcoder_py",
         # Of many lengths: where a middle begins shall not tell where it ends, see docs/fim.md.
-        batch=BatchConfig(size=8, seq_len=2048, accumulation=4, piece_tokens=(128, 2048)),
+        batch=BatchConfig(size=8, seq_len=2048, accumulation=4, piece_tokens=(32, 2048)),
         optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=50),
         compute=ComputeConfig(remat="block"),
         loop=LoopConfig(steps=1000),
