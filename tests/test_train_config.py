@@ -171,6 +171,7 @@ def test_pieces_are_cut_where_documents_are() -> None:
     bad = changed(changed(GOOD, "batch.piece_tokens", (32, 64)), "fim.level", "document")
     assert "batch.piece_tokens: (32, 64) with fim.level 'document'" in message_of(bad)
     check_config(changed(GOOD, "batch.piece_tokens", (4, 64)))
+    check_config(changed(GOOD, "fim.level", "document"))
 
 
 def test_the_shortest_piece_is_shorter_than_a_row() -> None:
@@ -180,7 +181,6 @@ def test_the_shortest_piece_is_shorter_than_a_row() -> None:
         changed(GOOD, "batch.piece_tokens", (room, 5000))
     )
     check_config(changed(GOOD, "batch.piece_tokens", (room - 1, 5000)))
-    check_config(changed(GOOD, "fim.level", "document"))
 
 
 def test_a_middle_weighs_more_than_something_else() -> None:

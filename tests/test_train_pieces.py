@@ -94,6 +94,20 @@ def test_lengths_are_even_on_a_logarithmic_scale() -> None:
     assert octaves[5:8].min() > 600, octaves
 
 
+def test_the_highest_draw_is_the_longest_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a float it is 1: it gave one token more, which a row may not hold."""
+
+    class Highest:
+        def __init__(self, key: tuple[int, ...]) -> None:
+            pass
+
+        def generate_state(self, count: int, dtype: type) -> np.ndarray:
+            return np.full(count, 2**64 - 1, dtype)
+
+    monkeypatch.setattr(np.random, "SeedSequence", Highest)
+    assert next(piece_limits(0, 100, lengths=(32, 255), seed=0)) == 255
+
+
 def test_lengths_follow_from_the_seed_and_the_document_alone() -> None:
     def first(document: int, seed: int, length: int = 5000) -> list[int]:
         limits = piece_limits(document, length, lengths=(64, 256), seed=seed)

@@ -107,6 +107,7 @@ def config_problems(config: TrainConfig) -> Iterator[str]:
     yield from _choice_problems(config, "")
     yield from _batch_problems(config.batch)
     yield from _piece_problems(config)
+    yield from _middle_problems(config)
     if not config.model:
         yield from _shape_problems(config)
     yield from _relation_problems(config)
@@ -156,27 +157,30 @@ def _batch_problems(batch: BatchConfig) -> Iterator[str]:
 
 
 def _piece_problems(config: TrainConfig) -> Iterator[str]:
-    batch = config.batch
-    lengths: Any = batch.piece_tokens  # whatever a caller from Python has given
+    lengths: Any = config.batch.piece_tokens  # whatever a caller from Python has given
+    seq_len = config.batch.seq_len
+    given = f"batch.piece_tokens: {shorten(lengths)}"
     is_two = isinstance(lengths, tuple) and len(lengths) in (0, 2)
     is_long = is_two and all(_is_count(each) and each >= SHORTEST_PIECE for each in lengths)
     if not is_long or lengths != tuple(sorted(lengths)):
         yield (
-            f"batch.piece_tokens: {shorten(batch.piece_tokens)}, expected nothing, or two integers "
-            f"of {SHORTEST_PIECE} or more, the shorter first"
+            f"{given}, expected nothing, or two integers of {SHORTEST_PIECE} or more, the shorter "
+            "first"
         )
-    elif batch.piece_tokens and config.fim.level == "document":
+    elif lengths and config.fim.level == "document":
         yield (
-            f"batch.piece_tokens: {shorten(batch.piece_tokens)} with fim.level 'document', "
-            "expected none: there, documents are permuted whole; give it no numbers, or set "
-            "fim.level to 'context'"
+            f"{given} with fim.level 'document', expected none: there, documents are permuted "
+            "whole; give it no numbers, or set fim.level to 'context'"
         )
-    elif lengths and _is_count(batch.seq_len) and lengths[0] > batch.seq_len - RESERVE:
+    elif lengths and _is_count(seq_len) and lengths[0] >= (room := seq_len + 1 - RESERVE):
         yield (
-            f"batch.piece_tokens: {shorten(lengths)}, expected a shortest below the "
-            f"{batch.seq_len + 1 - RESERVE} tokens that a row of batch.seq_len {batch.seq_len} "
-            "holds; lower it, raise batch.seq_len, or give it no numbers"
+            f"{given}, expected a shortest below the {room} tokens that a row of batch.seq_len "
+            f"{seq_len} holds; lower it, raise batch.seq_len, or give it no numbers"
         )
+
+
+def _middle_problems(config: TrainConfig) -> Iterator[str]:
+    batch = config.batch
     if not _is_number(batch.middle_weight) or batch.middle_weight == 1:
         return
     if batch.loss == "middle":

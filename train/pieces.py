@@ -62,7 +62,8 @@ def piece_limits(
     pieces = max(1, -(-length // (shortest - _MOST_BACK)))
     bits = np.random.SeedSequence((_LIMITS, seed, document)).generate_state(pieces, np.uint64)
     growth = (longest + 1) / shortest
-    return (int(shortest * growth ** (int(each) / 2.0**64)) for each in bits)
+    # The highest draws round up to longest + 1, which a row may not hold.
+    return (min(longest, int(shortest * growth ** (int(each) / 2.0**64))) for each in bits)
 
 
 def cut_pieces(
@@ -100,9 +101,11 @@ def cut_pieces(
         if length <= shortest:
             borders.append([0, length])  # without reading it
             continue
-        limits: Iterator[int] = itertools.repeat(longest)
-        if lengths:
-            limits = piece_limits(document, length, lengths=(shortest, most), seed=seed)
+        limits = (
+            piece_limits(document, length, lengths=(shortest, most), seed=seed)
+            if lengths
+            else itertools.repeat(longest)
+        )
         ids = document_ids(store, document)
         borders.append(character_borders(ids, limits, tokenizer=tokenizer))
     return _pieces(document_indices, borders, spare=RESERVE)
